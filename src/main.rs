@@ -1,0 +1,3 @@
+//! The `sinter` binary.
+
+fn main() {}

@@ -1,0 +1,158 @@
+//! Locks, conditions, and the traits of clock and random source.
+//!
+//! In production these are the standard library's. In the simulator a thread carries a *baton*:
+//! then every lock, every wait and every device call is a point where the seed decides which
+//! thread runs next, so that one seed is one exact schedule.
+
+pub mod baton;
+pub mod seeded;
+
+use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, PoisonError, TryLockError};
+use std::time::Duration;
+
+/// Decides which of the simulated threads runs next.
+pub trait Baton: Send + Sync {
+    /// The calling thread could be interrupted here: returns when it is its turn again.
+    fn yield_now(&self);
+}
+
+thread_local! {
+    static BATON: RefCell<Option<Arc<dyn Baton>>> = const { RefCell::new(None) };
+}
+
+/// Gives the calling thread a baton, or takes it away: only the simulator does this.
+pub fn carry_baton(baton: Option<Arc<dyn Baton>>) {
+    BATON.with(|slot| *slot.borrow_mut() = baton);
+}
+
+fn baton() -> Option<Arc<dyn Baton>> {
+    BATON.with(|slot| slot.borrow().clone())
+}
+
+/// A point where a simulated thread may be interrupted; nothing in production.
+pub fn yield_point() {
+    if let Some(baton) = baton() {
+        baton.yield_now();
+    }
+}
+
+/// A mutual exclusion lock. A panic of a holder does not poison it: whoever panics in the store
+/// takes the process down.
+#[derive(Debug, Default)]
+pub struct Mutex<T>(std::sync::Mutex<T>);
+
+/// What `Mutex::lock` gives out.
+#[derive(Debug)]
+pub struct MutexGuard<'a, T> {
+    lock: &'a Mutex<T>,
+    inner: Option<std::sync::MutexGuard<'a, T>>,
+}
+
+impl<T> Mutex<T> {
+    /// A lock around `value`.
+    pub const fn new(value: T) -> Mutex<T> {
+        Mutex(std::sync::Mutex::new(value))
+    }
+
+    /// Waits for the lock.
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        MutexGuard { lock: self, inner: Some(self.lock_inner()) }
+    }
+
+    fn lock_inner(&self) -> std::sync::MutexGuard<'_, T> {
+        let Some(baton) = baton() else {
+            return self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        };
+        loop {
+            baton.yield_now();
+            match self.0.try_lock() {
+                Ok(guard) => return guard,
+                Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => {}
+            }
+        }
+    }
+
+    /// The value, when nobody else can hold the lock.
+    pub fn into_inner(self) -> T {
+        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> Deref for MutexGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        self.inner.as_ref().expect("the guard is only empty inside Condition::wait")
+    }
+}
+
+impl<T> DerefMut for MutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.inner.as_mut().expect("the guard is only empty inside Condition::wait")
+    }
+}
+
+/// A condition that threads wait for. Waking without cause is allowed: callers wait in a loop.
+#[derive(Debug, Default)]
+pub struct Condition(std::sync::Condvar);
+
+impl Condition {
+    /// A condition that nobody waits for yet.
+    pub const fn new() -> Condition {
+        Condition(std::sync::Condvar::new())
+    }
+
+    /// Lets go of the lock, waits to be woken, and takes the lock again.
+    pub fn wait<'a, T>(&self, mut guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        let inner = guard.inner.take().expect("a guard in a caller's hand is never empty");
+        let inner = if baton().is_some() {
+            drop(inner);
+            guard.lock.lock_inner()
+        } else {
+            self.0.wait(inner).unwrap_or_else(PoisonError::into_inner)
+        };
+        guard.inner = Some(inner);
+        guard
+    }
+
+    /// Like `wait`, for at most `limit`.
+    pub fn wait_for<'a, T>(&self, mut guard: MutexGuard<'a, T>, limit: Duration) -> MutexGuard<'a, T> {
+        let inner = guard.inner.take().expect("a guard in a caller's hand is never empty");
+        let inner = if baton().is_some() {
+            drop(inner);
+            guard.lock.lock_inner()
+        } else {
+            self.0.wait_timeout(inner, limit).unwrap_or_else(PoisonError::into_inner).0
+        };
+        guard.inner = Some(inner);
+        guard
+    }
+
+    /// Wakes everyone who waits.
+    pub fn notify_all(&self) {
+        self.0.notify_all();
+    }
+}
+
+/// Time, as it is handed to what may not look at a clock.
+pub trait Clock: Send + Sync {
+    /// Time since some fixed moment; never goes back.
+    fn monotonic(&self) -> Duration;
+    /// Time since 1970-01-01 00:00:00 UTC.
+    fn since_unix_epoch(&self) -> Duration;
+}
+
+/// Random bytes, as they are handed to what may not draw them itself.
+pub trait RandomSource: Send + Sync {
+    /// Fills `bytes`.
+    fn fill(&self, bytes: &mut [u8]);
+
+    /// A random number.
+    fn number(&self) -> u64 {
+        let mut bytes = [0u8; 8];
+        self.fill(&mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+}
