@@ -1,0 +1,117 @@
+//! The fingerprint index: fingerprint -> block id, in a fixed amount of memory. A hint and nothing more: it
+//! forgets when it is full, and whoever asks compares the fingerprint in the block table.
+//!
+//! Buckets of eight 64-bit slots (one cache line). A slot holds 24 bits of the fingerprint and 40 bits of the
+//! block id; 0 is an empty slot. Slots are atomic, so that the index needs no lock: two writers may overwrite
+//! each other's hint, which costs reduction and nothing else.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::units::{BlockId, ByteCount, Fingerprint};
+
+const SLOTS_PER_BUCKET: usize = 8;
+const ID_BITS: u32 = 40;
+const ID_MASK: u64 = (1 << ID_BITS) - 1;
+
+/// The index.
+#[derive(Debug)]
+pub(crate) struct FingerprintIndex {
+    slots: Vec<AtomicU64>,
+    buckets: u64,
+}
+
+impl FingerprintIndex {
+    /// An empty index within `budget`; of at least one bucket.
+    pub(crate) fn new(budget: ByteCount) -> FingerprintIndex {
+        let buckets = (budget.0 / 64).max(1);
+        let slots = usize::try_from(buckets).expect("bounded by memory") * SLOTS_PER_BUCKET;
+        // A vector of plain zeros comes from the system untouched, and collecting it in place leaves it so:
+        // memory that no hint has reached is not resident.
+        FingerprintIndex { slots: vec![0u64; slots].into_iter().map(AtomicU64::new).collect(), buckets }
+    }
+
+    /// Bytes that it takes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.slots.len() as u64 * 8
+    }
+
+    fn bucket(&self, fingerprint: &Fingerprint) -> &[AtomicU64] {
+        let number = (u128::from(fingerprint.head()) * u128::from(self.buckets)) >> 64;
+        let start = usize::try_from(number).expect("below the number of buckets") * SLOTS_PER_BUCKET;
+        &self.slots[start..start + SLOTS_PER_BUCKET]
+    }
+
+    fn tag(fingerprint: &Fingerprint) -> u64 {
+        fingerprint.tail() >> ID_BITS << ID_BITS
+    }
+
+    /// A block that may have this fingerprint.
+    pub(crate) fn probe(&self, fingerprint: &Fingerprint) -> Option<BlockId> {
+        let tag = FingerprintIndex::tag(fingerprint);
+        self.bucket(fingerprint)
+            .iter()
+            .map(|slot| slot.load(Ordering::Relaxed))
+            .find(|slot| *slot != 0 && slot & !ID_MASK == tag)
+            .map(|slot| BlockId((slot & ID_MASK) - 1))
+    }
+
+    /// Remembers a block; an older hint of the same tag, an empty slot, or one chosen by the fingerprint gives
+    /// way.
+    pub(crate) fn remember(&self, fingerprint: &Fingerprint, block: BlockId) {
+        if block.0 >= ID_MASK {
+            return;
+        }
+        let tag = FingerprintIndex::tag(fingerprint);
+        let bucket = self.bucket(fingerprint);
+        let values = || bucket.iter().map(|slot| slot.load(Ordering::Relaxed));
+        let position = values()
+            .position(|slot| slot != 0 && slot & !ID_MASK == tag)
+            .or_else(|| values().position(|slot| slot == 0))
+            .unwrap_or((block.0 % SLOTS_PER_BUCKET as u64) as usize);
+        bucket[position].store(tag | (block.0 + 1), Ordering::Relaxed);
+    }
+
+    /// Forgets a block that is no more.
+    pub(crate) fn forget(&self, fingerprint: &Fingerprint, block: BlockId) {
+        let value = FingerprintIndex::tag(fingerprint) | (block.0 + 1);
+        for slot in self.bucket(fingerprint) {
+            // A failure means that another hint took the place meanwhile.
+            let _ = slot.compare_exchange(value, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn print(number: u64) -> Fingerprint {
+        let hash = blake3::hash(&number.to_le_bytes());
+        let mut fingerprint = Fingerprint::default();
+        fingerprint.0.copy_from_slice(&hash.as_bytes()[..16]);
+        fingerprint
+    }
+
+    #[test]
+    fn index_remembers_and_forgets() {
+        let index = FingerprintIndex::new(ByteCount(1 << 16));
+        for number in 0..1000 {
+            index.remember(&print(number), BlockId(number));
+        }
+        assert!((0..1000).all(|number| index.probe(&print(number)) == Some(BlockId(number))));
+        index.forget(&print(5), BlockId(5));
+        index.forget(&print(6), BlockId(7));
+        assert_eq!(index.probe(&print(5)), None);
+        assert_eq!(index.probe(&print(6)), Some(BlockId(6)));
+    }
+
+    #[test]
+    fn full_index_keeps_its_size_and_the_newest() {
+        let index = FingerprintIndex::new(ByteCount(64));
+        for number in 0..100 {
+            index.remember(&print(number), BlockId(number));
+            assert_eq!(index.probe(&print(number)), Some(BlockId(number)));
+        }
+        assert_eq!(index.bytes(), 64);
+    }
+}

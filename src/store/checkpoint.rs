@@ -1,0 +1,361 @@
+//! Checkpoints: the durable picture of all tables at one operation.
+//!
+//! Each step begins after the one before is done: merge counts; end the batch and freeze, under the lock; write
+//! the log out up to there; write pages and directories to new places; sync every device; write the
+//! superblock; sync every device; only then free segments and ids. Commits go on all the while, but for the
+//! moment of the freeze.
+
+use std::collections::BTreeSet;
+
+use crate::error::Result;
+use crate::format::location::Location;
+use crate::format::objects::{SegmentEntry, encode_slot};
+use crate::format::page::{PAGE_BYTES, PageFacts, PageKey, PagePointer, Table, encode_page};
+use crate::format::root::{CheckpointRoot, PendingChange, TableRoot};
+use crate::format::segment::SegmentKind;
+use crate::format::{checksum, to_grain};
+use crate::units::{BlockId, ByteCount, Lsn, MapNodeId, SegmentId};
+
+use super::Store;
+use super::core::Core;
+use super::log::appender::Stream;
+use super::run::Caller;
+
+/// Pages encoded and written together.
+const PAGES_TOGETHER: usize = 128;
+/// Segments given back to the host by one checkpoint.
+const PUNCHES_MAX: usize = 64;
+
+/// What a checkpoint is to make durable, as of one moment.
+struct Picture {
+    root: CheckpointRoot,
+    keys: Vec<PageKey>,
+    dropped: Vec<PageKey>,
+    segments: Vec<(u64, Vec<SegmentEntry>)>,
+    objects: Vec<(u64, Option<crate::format::objects::ObjectSlot>)>,
+    empty: Vec<SegmentId>,
+}
+
+/// A page that was encoded and whose place is known.
+struct Stored {
+    key: PageKey,
+    pointer: PagePointer,
+}
+
+impl Store {
+    /// A checkpoint now: everything is durable, and the next opening has nothing to replay.
+    ///
+    /// # Errors
+    /// `Stopped`, once a write or a sync has failed.
+    pub fn checkpoint(&self) -> Result<()> {
+        while !self.begin_maintenance_or_wait()? {}
+        let outcome = self.checkpoint_in_role();
+        self.end_maintenance();
+        outcome
+    }
+
+    /// Makes a checkpoint; the caller holds the maintenance role. After an error the store stops.
+    pub(crate) fn checkpoint_in_role(&self) -> Result<()> {
+        self.core.lock().writable()?;
+        let before = self.environment.clock.monotonic();
+        self.make_checkpoint().map_err(|error| self.stop(&error))?;
+        self.note_checkpoint_time(self.environment.clock.monotonic().saturating_sub(before));
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    fn make_checkpoint(&self) -> Result<()> {
+        self.merge_changes()?;
+        let mut picture = self.take_picture();
+        self.write_out(picture.root.lsn)?;
+        self.write_pages(&mut picture)?;
+        let old_root = self.core.lock().root_extents.clone();
+        Store::let_go_of_root(&mut self.core.lock(), &old_root);
+        {
+            let mut core = self.core.lock();
+            picture.root.log_chain = core.log.chain_found.take().unwrap_or(core.log.chain);
+            core.log.chain_wanted_at = None;
+            picture.root.tables = core.roots;
+            core.align_append(Stream::Moved);
+        }
+        let (root, copy) = self.write_root(&mut picture.root, |core, root| {
+            root.segment_changes = core.segments.changes_since_picture();
+            root.counters.metadata_bytes = core.counters.metadata_bytes;
+            root.counters.checkpoints = core.counters.checkpoints + 1;
+        })?;
+        let faults = self.options.faults;
+        if !faults.no_sync_before_superblock {
+            self.sync_all()?;
+        }
+        let superblock = self.superblock(picture.root.number, picture.root.log_incarnation, root, copy);
+        self.write_superblocks(&superblock)?;
+        self.sync_all()?;
+        self.finish_checkpoint(&picture, [superblock.root, superblock.root_copy].concat());
+        self.punch_surplus()
+    }
+
+    /// Ends the batch and freezes: the one step of a checkpoint that commits wait for.
+    fn take_picture(&self) -> Picture {
+        let mut core = self.core.lock();
+        let core = &mut *core;
+        core.log.close_batch();
+        core.log.align_next = true;
+        core.log.bytes_since_picture = 0;
+        if core.log.closed_batches == core.log.finished_batches {
+            core.log.chain_wanted_at = None;
+            core.log.chain_found = Some(core.log.chain);
+        } else {
+            core.log.chain_wanted_at = Some(core.log.closed_batches);
+            core.log.chain_found = None;
+        }
+        let keys = core.cache.freeze();
+        core.block_ids.freeze();
+        core.node_ids.freeze();
+        let change = |(id, delta): (u64, i32)| (id, delta);
+        let mut counters = core.counters;
+        counters.freed_blocks = core.block_ids.freed;
+        counters.freed_nodes = core.node_ids.freed;
+        let root = CheckpointRoot {
+            number: crate::units::CheckpointNumber(core.checkpoint.0 + 1),
+            lsn: core.log.committed(),
+            epoch: core.log.epoch,
+            log_incarnation: core.log.incarnation,
+            log_segment: core.log.position.segment,
+            log_offset: core.log.position.offset,
+            log_successor: core.log.position.successor,
+            log_chain: 0,
+            next_sequence: core.next_sequence,
+            next_object: core.objects.next,
+            next_block: BlockId(core.block_ids.high_water),
+            next_node: MapNodeId(core.node_ids.high_water),
+            tables: [TableRoot::default(); Table::ALL.len()],
+            counters,
+            block_changes: core
+                .block_changes
+                .all()
+                .into_iter()
+                .map(change)
+                .map(|(id, delta)| PendingChange { id: BlockId(id), delta })
+                .collect(),
+            node_changes: core
+                .node_changes
+                .all()
+                .into_iter()
+                .map(|(id, delta)| PendingChange { id: MapNodeId(id), delta })
+                .collect(),
+            release_queue: core.release_queue.iter().copied().collect(),
+            segment_changes: Vec::new(),
+        };
+        let picture = Picture {
+            root,
+            keys,
+            dropped: std::mem::take(&mut core.dropped),
+            segments: core.segments.freeze(),
+            objects: core.objects.freeze(),
+            empty: core.segments.empty_ones(),
+        };
+        if core.faults.erase_early {
+            for segment in &picture.empty {
+                core.segments.release(*segment);
+            }
+        }
+        picture
+    }
+
+    /// Writes the pages of the picture to new places, then the directory pages above them, level by level.
+    fn write_pages(&self, picture: &mut Picture) -> Result<()> {
+        let mut changed: BTreeSet<PageKey> = BTreeSet::new();
+        for keys in picture.keys.chunks(PAGES_TOGETHER) {
+            let pages = {
+                let core = self.core.lock();
+                keys.iter()
+                    .filter_map(|key| {
+                        core.cache.frozen_page(*key).map(|(page, facts)| (*key, Box::new(*page), facts))
+                    })
+                    .collect()
+            };
+            self.store_pages(pages, &mut changed)?;
+        }
+        for key in &picture.dropped {
+            self.point_to(*key, PagePointer::default(), &mut changed)?;
+        }
+        for (number, entries) in &picture.segments {
+            let mut page = Box::new([0u8; PAGE_BYTES]);
+            for (slot, entry) in entries.iter().enumerate() {
+                entry.put(&mut page, slot);
+            }
+            self.store_resident(PageKey::leaf(Table::Segments, *number), page, &mut changed)?;
+        }
+        for (slot, object) in &picture.objects {
+            let page = encode_slot(object.as_ref());
+            self.store_resident(PageKey::leaf(Table::Objects, *slot), page, &mut changed)?;
+        }
+        while let Some(first) = changed.first().copied() {
+            let keys: Vec<PageKey> = changed
+                .iter()
+                .copied()
+                .take_while(|key| key.level == first.level)
+                .take(PAGES_TOGETHER)
+                .collect();
+            let pages = {
+                let mut core = self.core.lock();
+                keys.iter()
+                    .map(|key| {
+                        changed.remove(key);
+                        let frame = core.cache.page(*key);
+                        (*key, frame.page.clone(), frame.facts)
+                    })
+                    .collect()
+            };
+            self.store_pages(pages, &mut changed)?;
+        }
+        Ok(())
+    }
+
+    /// Stores a page of a table that is held whole in memory.
+    fn store_resident(
+        &self,
+        key: PageKey,
+        page: Box<[u8; PAGE_BYTES]>,
+        changed: &mut BTreeSet<PageKey>,
+    ) -> Result<()> {
+        let before = self.run(Caller::Maintenance, |core| core.pointer(key))?;
+        let facts = PageFacts { version: before.version, ..PageFacts::default() };
+        self.store_pages(vec![(key, page, facts)], changed)
+    }
+
+    /// Encodes pages, writes them (directories, inner nodes and objects twice), and then points to them.
+    fn store_pages(
+        &self,
+        pages: Vec<(PageKey, Box<[u8; PAGE_BYTES]>, PageFacts)>,
+        changed: &mut BTreeSet<PageKey>,
+    ) -> Result<()> {
+        let pool = self.short_id();
+        let mut stored: Vec<Stored> = Vec::with_capacity(pages.len());
+        for (key, page, facts) in pages {
+            let facts = PageFacts { version: facts.version.wrapping_add(1), ..facts };
+            let bytes = encode_page(key, facts, &page, pool);
+            let twice = key.level > 0 || facts.node_level > 0 || key.table == Table::Objects;
+            let location = self.append_page(Stream::Metadata, &bytes)?;
+            let copy = if twice { self.append_page(Stream::MetadataCopy, &bytes)? } else { Location::NONE };
+            let pointer = PagePointer { location, copy, checksum: checksum(&bytes), version: facts.version };
+            stored.push(Stored { key, pointer });
+        }
+        self.write_waiting(Stream::Metadata)?;
+        self.write_waiting(Stream::MetadataCopy)?;
+        for Stored { key, pointer } in stored {
+            self.point_to(key, pointer, changed)?;
+        }
+        Ok(())
+    }
+
+    fn append_page(&self, stream: Stream, bytes: &[u8]) -> Result<Location> {
+        self.run(Caller::Maintenance, |core| {
+            core.prepare_append(stream, to_grain(bytes.len()), 0)?;
+            let (segment, offset) = core.append(stream, bytes);
+            core.counters.metadata_bytes += bytes.len() as u64;
+            Ok(Location { segment, offset, len: u16::try_from(bytes.len()).expect("a page and its header") })
+        })
+    }
+
+    /// Writes what waits in a stream.
+    pub(crate) fn write_waiting(&self, stream: Stream) -> Result<()> {
+        let waiting = self.core.lock().appender(stream).take_waiting();
+        for (segment, offset, bytes) in waiting {
+            self.write_segment(segment, offset, &[&bytes])?;
+        }
+        Ok(())
+    }
+
+    /// Makes a pointer name the new place of a page, and lets go of the old one.
+    fn point_to(&self, key: PageKey, pointer: PagePointer, changed: &mut BTreeSet<PageKey>) -> Result<()> {
+        let mut parents = Vec::new();
+        self.run(Caller::Maintenance, |core| {
+            parents.clear();
+            let before = core.pointer(key)?;
+            core.set_pointer(key, pointer, &mut parents)?;
+            for location in [before.location, before.copy] {
+                if !location.is_none() {
+                    let bytes = i64::from(location.occupied_bytes());
+                    core.segments.add_live_behind_picture(location.segment, -bytes);
+                }
+            }
+            for location in [pointer.location, pointer.copy] {
+                if !location.is_none() {
+                    let bytes = i64::from(location.occupied_bytes());
+                    core.segments.add_live_behind_picture(location.segment, bytes);
+                }
+            }
+            if key.level > 0 {
+                core.cache.directory_stored(key, pointer.version);
+            } else if !matches!(key.table, Table::Objects | Table::Segments) && !pointer.is_none() {
+                core.cache.stored(key, pointer.version);
+            }
+            Ok(())
+        })?;
+        changed.extend(parents);
+        Ok(())
+    }
+
+    /// The checkpoint is durable: what only the one before needed is free.
+    fn finish_checkpoint(&self, picture: &Picture, root_extents: Vec<crate::format::superblock::RootExtent>) {
+        let mut core = self.core.lock();
+        let core = &mut *core;
+        core.checkpoint = picture.root.number;
+        core.counters.checkpoints += 1;
+        core.root_extents = root_extents;
+        core.block_ids.thaw();
+        core.node_ids.thaw();
+        core.segments.thaw();
+        core.log.durable = core.log.durable.max(picture.root.lsn);
+        // Metadata segments are filled and emptied by checkpoints alone: one that is empty now is so in
+        // this picture too.
+        let metadata: Vec<SegmentId> = core
+            .segments
+            .empty_ones()
+            .into_iter()
+            .filter(|segment| {
+                matches!(
+                    core.segments.entry(*segment).kind,
+                    SegmentKind::Metadata | SegmentKind::MetadataCopy
+                )
+            })
+            .collect();
+        for segment in picture.empty.iter().chain(&metadata) {
+            core.segments.release(*segment);
+        }
+    }
+
+    /// Gives free segments beyond a stock back to the host.
+    fn punch_surplus(&self) -> Result<()> {
+        let keep = 2 * self.geometry.checkpoint_segments + 8 + self.geometry.segments() as usize / 64;
+        let surplus = self.core.lock().segments.to_punch(keep);
+        for segment in surplus.into_iter().take(PUNCHES_MAX) {
+            if !self.core.lock().segments.punch(segment) {
+                continue;
+            }
+            let (device, offset) = self.place(segment, 0)?;
+            let len = ByteCount(u64::from(self.geometry.segment_bytes));
+            // A host that cannot take the room back costs nothing but the room.
+            let _ = device.discard(offset, len);
+            self.core.lock().segments.punched(segment);
+        }
+        Ok(())
+    }
+
+    /// The newest operation that a crash of the machine would keep.
+    #[must_use]
+    pub fn durable_lsn(&self) -> Lsn {
+        self.core.lock().log.durable
+    }
+}
+
+impl Core {
+    /// Whether a checkpoint is due.
+    pub(crate) fn checkpoint_is_due(&self, log_bytes: u64) -> bool {
+        let changes = self.block_changes.len().max(self.block_changes.active_len()) + self.node_changes.len();
+        self.cache.dirty_pages() >= self.geometry.dirty_start
+            || self.log.bytes_since_picture >= log_bytes
+            || changes >= self.geometry.changes / 2
+    }
+}

@@ -1,0 +1,432 @@
+//! Committing: splitting a request into operations, reducing its blocks outside of the lock, and entering each
+//! operation under it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustc_hash::FxHashMap;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::batch::{FRAME_HEADER_BYTES, LoggedOperation, MAPPING_RECORD_BYTES_MAX, MappingRecord};
+use crate::format::page::BlockEntry;
+use crate::format::{checksum, to_grain};
+use crate::units::{BLOCK_BYTES, BlockCount, BlockId, Fingerprint, Lba, Lsn, ObjectNumber};
+
+use super::Store;
+use super::blocks::ids::Space;
+use super::blocks::table::block_page;
+use super::core::{Core, Stall};
+use super::operation::PayloadPlace;
+use super::reduce::{Shape, compress, fingerprint, shape};
+use super::run::Caller;
+
+/// How one write went, summed over its blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteOutcome {
+    /// The last operation of it.
+    pub lsn: Lsn,
+    /// Blocks that were all zero.
+    pub zero_blocks: u32,
+    /// Blocks of one repeated word.
+    pub pattern_blocks: u32,
+    /// Blocks that were there already.
+    pub duplicate_blocks: u32,
+    /// Blocks that were stored.
+    pub new_blocks: u32,
+    /// Of those, compressed ones.
+    pub compressed_blocks: u32,
+}
+
+impl WriteOutcome {
+    fn add(&mut self, other: &WriteOutcome) {
+        self.lsn = self.lsn.max(other.lsn);
+        self.zero_blocks += other.zero_blocks;
+        self.pattern_blocks += other.pattern_blocks;
+        self.duplicate_blocks += other.duplicate_blocks;
+        self.new_blocks += other.new_blocks;
+        self.compressed_blocks += other.compressed_blocks;
+    }
+}
+
+/// A block after reduction.
+#[derive(Clone, Copy, Debug)]
+enum Reduced {
+    Zero,
+    Pattern(u32),
+    /// Stored already, as far as could be seen.
+    Candidate {
+        block: BlockId,
+        fingerprint: Fingerprint,
+    },
+    /// Its stored bytes are at the next place of the payload.
+    Stored {
+        stored_len: u16,
+        fingerprint: Fingerprint,
+        checksum: u64,
+        heals: Option<BlockId>,
+    },
+    /// The same as an earlier block of this operation.
+    Twin {
+        of: usize,
+    },
+}
+
+/// An operation's blocks and payload.
+struct Reduction {
+    blocks: Vec<Reduced>,
+    payload: Arc<Vec<u8>>,
+}
+
+/// How many steps one trim may take.
+pub(crate) fn zero_steps(dirty_limit: usize) -> usize {
+    (dirty_limit / 32).clamp(1, 64)
+}
+
+impl Store {
+    /// Writes whole blocks from `first` on. Afterwards every reader sees them; they may be acknowledged once
+    /// `write_out` has returned for the outcome's LSN.
+    ///
+    /// # Errors
+    /// `Invalid`, `NotFound`, `NoSpace`, `Stopped`, `Corrupt`, `Device`. After an error a part of the blocks, from
+    /// the first on, may have been written.
+    pub fn write(&self, object: ObjectNumber, first: Lba, data: &[u8]) -> Result<WriteOutcome> {
+        if data.is_empty() || !data.len().is_multiple_of(BLOCK_BYTES) {
+            let what = format!("{} bytes are no whole number of blocks", data.len());
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        let mut outcome = WriteOutcome::default();
+        let mut lba = first;
+        for chunk in data.chunks(self.geometry.operation_blocks * BLOCK_BYTES) {
+            let count = (chunk.len() / BLOCK_BYTES) as u64;
+            let part = self.write_operation(object, lba, chunk)?;
+            outcome.add(&part);
+            lba = lba.plus(count);
+        }
+        Ok(outcome)
+    }
+
+    fn write_operation(&self, object: ObjectNumber, first: Lba, data: &[u8]) -> Result<WriteOutcome> {
+        let mut probing = true;
+        loop {
+            let reduction = self.reduce(data, probing)?;
+            if reduction.blocks.iter().all(|block| matches!(block, Reduced::Zero)) {
+                let count = BlockCount(reduction.blocks.len() as u64);
+                let lsn = self.zero(object, first, count)?;
+                let zero_blocks = u32::try_from(count.0).expect("at most 256");
+                self.core.lock().counters.zero_blocks += count.0;
+                return Ok(WriteOutcome { lsn, zero_blocks, ..WriteOutcome::default() });
+            }
+            let committed =
+                self.run(Caller::Request, |core| self.commit_write(core, object, first, &reduction))?;
+            if let Some(outcome) = committed {
+                return Ok(outcome);
+            }
+            probing = false;
+        }
+    }
+
+    /// Reduces blocks: patterns, fingerprints, candidates (confirmed in the table), compression.
+    fn reduce(&self, data: &[u8], probing: bool) -> Result<Reduction> {
+        let key = &self.identity.fingerprint_key;
+        let mut blocks: Vec<Reduced> = Vec::with_capacity(data.len() / BLOCK_BYTES);
+        let mut candidates = false;
+        for block in data.as_chunks::<BLOCK_BYTES>().0 {
+            blocks.push(match shape(block) {
+                Shape::Zero => Reduced::Zero,
+                Shape::Pattern(word) => Reduced::Pattern(word),
+                Shape::Data => {
+                    let fingerprint = fingerprint(key, block);
+                    match self.index.probe(&fingerprint).filter(|_| probing) {
+                        Some(block) => {
+                            candidates = true;
+                            Reduced::Candidate { block, fingerprint }
+                        }
+                        None => Reduced::Stored { stored_len: 0, fingerprint, checksum: 0, heals: None },
+                    }
+                }
+            });
+        }
+        if candidates {
+            for reduced in &mut blocks {
+                if let Reduced::Candidate { block, fingerprint } = *reduced {
+                    let verdict = match self.run(Caller::Request, |core| core.verdict(block, &fingerprint)) {
+                        Ok(verdict) => verdict,
+                        // A damaged page of the table costs reduction, not the write.
+                        Err(error) if error.kind() == ErrorKind::Corrupt => Verdict::No,
+                        Err(error) => return Err(error),
+                    };
+                    let heals = (verdict == Verdict::Bad).then_some(block);
+                    if verdict != Verdict::Same {
+                        *reduced = Reduced::Stored { stored_len: 0, fingerprint, checksum: 0, heals };
+                    }
+                }
+            }
+        }
+        Ok(compress_stored(data, blocks))
+    }
+
+    /// Enters a write; `None` when a candidate has gone and the blocks must be reduced again.
+    fn commit_write(
+        &self,
+        core: &mut Core,
+        object: ObjectNumber,
+        first: Lba,
+        reduction: &Reduction,
+    ) -> Result<Option<WriteOutcome>, Stall> {
+        core.writable()?;
+        let stored = reduction.blocks.iter().filter(|block| matches!(block, Reduced::Stored { .. })).count();
+        core.prepare_ids(Space::Blocks, stored)?;
+        let Some((mappings, taken)) = self.choose_mappings(core, reduction, stored)? else {
+            return Ok(None);
+        };
+        let operation = LoggedOperation::Write { object, first, mappings };
+        let (prepared, needs) = core.prepare_operation(&operation, 0)?;
+        let records_max = to_grain(FRAME_HEADER_BYTES + reduction.blocks.len() * MAPPING_RECORD_BYTES_MAX);
+        let frame_max = records_max + reduction.payload.len();
+        core.check_room(&needs, frame_max as u64, true)?;
+        core.prepare_log(frame_max)?;
+
+        for _ in 0..taken {
+            core.take_id(Space::Blocks);
+        }
+        let outcome = self.enter(core, &operation, &prepared, &reduction.payload);
+        let LoggedOperation::Write { mappings, .. } = &operation else { return Ok(None) };
+        Ok(Some(self.account(core, mappings, outcome, reduction.blocks.len())))
+    }
+
+    /// What each block is mapped to, and how many new ids that takes. The index is asked once more: an identical
+    /// block may have been stored since.
+    fn choose_mappings(
+        &self,
+        core: &mut Core,
+        reduction: &Reduction,
+        stored: usize,
+    ) -> Result<Option<(Vec<MappingRecord>, usize)>, Stall> {
+        let mut ids = core.block_ids.upcoming(stored);
+        let mut taken = 0;
+        let mut mappings: Vec<MappingRecord> = Vec::with_capacity(reduction.blocks.len());
+        for reduced in &reduction.blocks {
+            let mapping = match *reduced {
+                Reduced::Zero => MappingRecord::Hole,
+                Reduced::Pattern(word) => MappingRecord::Pattern(word),
+                Reduced::Candidate { block, fingerprint } => {
+                    if core.verdict(block, &fingerprint)? != Verdict::Same {
+                        return Ok(None);
+                    }
+                    MappingRecord::Existing { block, dead_len: 0 }
+                }
+                Reduced::Stored { stored_len, fingerprint, checksum, heals } => {
+                    let late = self.index.probe(&fingerprint).filter(|block| {
+                        core.cache.holds(block_page(*block))
+                            && matches!(core.verdict(*block, &fingerprint), Ok(Verdict::Same))
+                    });
+                    let healed = match heals {
+                        Some(block) if core.verdict(block, &fingerprint)? == Verdict::Bad => Some(block),
+                        _ => None,
+                    };
+                    match (late, healed) {
+                        (Some(block), _) => MappingRecord::Existing { block, dead_len: stored_len },
+                        (None, Some(block)) => {
+                            MappingRecord::New { block, stored_len, fingerprint, checksum }
+                        }
+                        (None, None) => {
+                            taken += 1;
+                            let block = BlockId(ids.next().expect("one for each stored block"));
+                            MappingRecord::New { block, stored_len, fingerprint, checksum }
+                        }
+                    }
+                }
+                Reduced::Twin { of } => match mappings[of] {
+                    MappingRecord::New { block, .. } | MappingRecord::Existing { block, .. } => {
+                        MappingRecord::Existing { block, dead_len: 0 }
+                    }
+                    other => other,
+                },
+            };
+            mappings.push(mapping);
+        }
+        Ok(Some((mappings, taken)))
+    }
+
+    /// Gives a prepared operation its number and place, and does what it says. From here on nothing can fail.
+    fn enter(
+        &self,
+        core: &mut Core,
+        operation: &LoggedOperation,
+        prepared: &super::operation::Prepared,
+        payload: &Arc<Vec<u8>>,
+    ) -> Lsn {
+        let records = operation.encode(payload.len());
+        let (lsn, segment, offset) = core.append_to_log(records, Arc::clone(payload));
+        core.apply_operation(operation, prepared, PayloadPlace { segment, offset });
+        if let Some(sink) = &self.options.sink {
+            sink.committed(core.log.epoch, lsn, operation, payload);
+        }
+        lsn
+    }
+
+    fn account(&self, core: &mut Core, mappings: &[MappingRecord], lsn: Lsn, blocks: usize) -> WriteOutcome {
+        let mut outcome = WriteOutcome { lsn, ..WriteOutcome::default() };
+        let mut saved = 0;
+        for mapping in mappings {
+            match *mapping {
+                MappingRecord::Hole => outcome.zero_blocks += 1,
+                MappingRecord::Pattern(_) => outcome.pattern_blocks += 1,
+                MappingRecord::Existing { .. } => outcome.duplicate_blocks += 1,
+                MappingRecord::New { block, stored_len, fingerprint, .. } => {
+                    outcome.new_blocks += 1;
+                    outcome.compressed_blocks += u32::from(usize::from(stored_len) < BLOCK_BYTES);
+                    saved += (BLOCK_BYTES - usize::from(stored_len)) as u64;
+                    core.bad_blocks.remove(&block.0);
+                    self.index.remember(&fingerprint, block);
+                }
+            }
+        }
+        let counters = &mut core.counters;
+        counters.bytes_in += (blocks * BLOCK_BYTES) as u64;
+        counters.zero_blocks += u64::from(outcome.zero_blocks);
+        counters.pattern_blocks += u64::from(outcome.pattern_blocks);
+        counters.duplicate_blocks += u64::from(outcome.duplicate_blocks);
+        counters.new_blocks += u64::from(outcome.new_blocks);
+        counters.compressed_blocks += u64::from(outcome.compressed_blocks);
+        counters.compression_saved_bytes += saved;
+        outcome
+    }
+
+    /// Makes blocks holes, at a cost that goes by the nodes it touches.
+    ///
+    /// # Errors
+    /// As `write`.
+    pub fn zero(&self, object: ObjectNumber, first: Lba, count: BlockCount) -> Result<Lsn> {
+        let mut done = 0;
+        let mut last = Lsn(0);
+        while done < count.0 {
+            let left =
+                LoggedOperation::Zero { object, first: first.plus(done), count: BlockCount(count.0 - done) };
+            let steps = zero_steps(self.geometry.dirty_limit);
+            let (lsn, covered) = self.run(Caller::Request, |core| {
+                core.writable()?;
+                let (prepared, needs) = core.prepare_operation(&left, steps)?;
+                let super::operation::Prepared::Zero(plan) = &prepared else {
+                    return Ok((Lsn(0), count.0));
+                };
+                // A trim that copies no node makes space: it always goes.
+                core.check_room(&needs, 0, needs.nodes > 0)?;
+                core.prepare_log(FRAME_HEADER_BYTES + 16)?;
+                let covered = plan.covered;
+                let operation =
+                    LoggedOperation::Zero { object, first: first.plus(done), count: BlockCount(covered) };
+                let lsn = self.enter(core, &operation, &prepared, &Arc::new(Vec::new()));
+                Ok((lsn, covered))
+            })?;
+            last = last.max(lsn);
+            done += covered;
+        }
+        Ok(last)
+    }
+
+    /// Adds an object of `size` blocks, all holes; its number, and the operation.
+    ///
+    /// # Errors
+    /// `Invalid`, `NoSpace`, `Stopped`.
+    pub fn create_object(&self, size: BlockCount, opaque: &[u8]) -> Result<(ObjectNumber, Lsn)> {
+        self.run(Caller::Request, |core| {
+            let object = ObjectNumber(core.objects.next);
+            let operation = LoggedOperation::CreateObject { object, size, opaque: opaque.to_vec() };
+            Ok((object, self.enter_management(core, &operation, true)?))
+        })
+    }
+
+    /// Gives an object a new size, never a smaller one, and new opaque bytes.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid`, `NoSpace`, `Stopped`.
+    pub fn update_object(&self, object: ObjectNumber, size: BlockCount, opaque: &[u8]) -> Result<Lsn> {
+        let operation = LoggedOperation::UpdateObject { object, size, opaque: opaque.to_vec() };
+        self.run(Caller::Request, |core| self.enter_management(core, &operation, true))
+    }
+
+    /// Takes an object away; its space comes back in the background.
+    ///
+    /// # Errors
+    /// `NotFound`, `Stopped`.
+    pub fn delete_object(&self, object: ObjectNumber) -> Result<Lsn> {
+        let operation = LoggedOperation::DeleteObject { object };
+        self.run(Caller::Request, |core| self.enter_management(core, &operation, false))
+    }
+
+    fn enter_management(
+        &self,
+        core: &mut Core,
+        operation: &LoggedOperation,
+        must_fit: bool,
+    ) -> Result<Lsn, Stall> {
+        core.writable()?;
+        let (prepared, needs) = core.prepare_operation(operation, 0)?;
+        let frame_len = operation.encode(0).len();
+        core.check_room(&needs, frame_len as u64, must_fit)?;
+        core.prepare_log(frame_len)?;
+        Ok(self.enter(core, operation, &prepared, &Arc::new(Vec::new())))
+    }
+
+    /// Time that checkpoints have taken, for the statistics.
+    pub(crate) fn note_checkpoint_time(&self, took: std::time::Duration) {
+        let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.figures.checkpoint_nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+    }
+}
+
+/// Whether a block that the index offers can be shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It has the same fingerprint, and will be there.
+    Same,
+    /// It has the same fingerprint, but its stored bytes are damaged.
+    Bad,
+    /// It is another block, none at all, about to go, or has too many references.
+    No,
+}
+
+impl Core {
+    /// Looks a candidate up in the table.
+    ///
+    /// # Errors
+    /// A stall while its page is not in memory.
+    pub(crate) fn verdict(&mut self, block: BlockId, fingerprint: &Fingerprint) -> Result<Verdict, Stall> {
+        if block.0 >= self.block_ids.high_water || self.block_changes.may_vanish(block.0) {
+            return Ok(Verdict::No);
+        }
+        let entry: BlockEntry = self.block_entry(block)?;
+        Ok(if entry.location.is_none() || entry.fingerprint != *fingerprint || entry.crowded {
+            Verdict::No
+        } else if self.bad_blocks.contains(&block.0) {
+            Verdict::Bad
+        } else {
+            Verdict::Same
+        })
+    }
+}
+
+/// Compresses the blocks that are to be stored, each of them once.
+fn compress_stored(data: &[u8], mut blocks: Vec<Reduced>) -> Reduction {
+    let mut payload = Vec::new();
+    let mut seen: FxHashMap<Fingerprint, usize> = FxHashMap::default();
+    let several = blocks.len() > 1;
+    for (position, block) in data.as_chunks::<BLOCK_BYTES>().0.iter().enumerate() {
+        let Reduced::Stored { fingerprint, heals, .. } = blocks[position] else { continue };
+        if several {
+            if let Some(of) = seen.get(&fingerprint) {
+                blocks[position] = Reduced::Twin { of: *of };
+                continue;
+            }
+            seen.insert(fingerprint, position);
+        }
+        let start = payload.len();
+        let len = compress(block, &mut payload);
+        let checksum = checksum(&payload[start..start + len]);
+        payload.resize(start + to_grain(len), 0);
+        let stored_len = u16::try_from(len).expect("at most 4096");
+        blocks[position] = Reduced::Stored { stored_len, fingerprint, checksum, heals };
+    }
+    Reduction { blocks, payload: Arc::new(payload) }
+}

@@ -1,0 +1,5 @@
+//! The log and the segments that it, collection and checkpoints write into.
+
+pub(crate) mod appender;
+pub(crate) mod open_log;
+pub(crate) mod segments;

@@ -1,0 +1,251 @@
+//! Setting mappings: copying shared nodes, adding missing ones, taking empty ones away.
+
+use crate::format::bytes::set_u64;
+use crate::format::page::{Mapping, NODE_ENTRIES, PAGE_BYTES, PageFacts};
+use crate::units::{BlockCount, Lba, MapNodeId, ObjectNumber};
+
+use super::super::blocks::ids::Space;
+use super::super::core::{Core, Stall};
+use super::{LEVEL_MAX, ObjectRoot, node_page, slot, span};
+
+/// What a change of a map may need at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// Node ids.
+    pub(crate) nodes: usize,
+    /// Entries of the change buffer.
+    pub(crate) changes: usize,
+    /// Pages that become dirty.
+    pub(crate) pages: usize,
+}
+
+/// The nodes from the root down to one of a level, all of them exclusively the object's.
+#[derive(Clone, Copy, Debug)]
+struct Path {
+    nodes: [MapNodeId; LEVEL_MAX as usize + 1],
+    /// Level of the lowest node.
+    level: u8,
+    root_level: u8,
+}
+
+impl Path {
+    fn lowest(&self) -> MapNodeId {
+        self.nodes[usize::from(self.level)]
+    }
+}
+
+impl Core {
+    /// Brings in what changing the mapping of a block touches, down to a node of `level`, and adds up what it
+    /// needs.
+    ///
+    /// # Errors
+    /// A stall while a page is not in memory.
+    pub(crate) fn prepare_path(
+        &mut self,
+        object: ObjectRoot,
+        lba: Lba,
+        down_to: u8,
+        needs: &mut Needs,
+    ) -> Result<(), Stall> {
+        let levels = usize::from(object.level - down_to) + 1;
+        needs.pages += levels;
+        if object.root.0 == 0 {
+            needs.nodes += levels;
+            needs.changes += levels;
+            return Ok(());
+        }
+        let mut node = object.root;
+        let mut level = object.level;
+        let mut shared = false;
+        loop {
+            self.bring_in(node_page(node))?;
+            shared = self.node_is_shared(node)? || shared;
+            if shared {
+                needs.nodes += 1;
+                needs.changes += NODE_ENTRIES + 2;
+            }
+            if level == down_to {
+                return Ok(());
+            }
+            node = MapNodeId(self.node_entry(node, slot(lba, level)));
+            if node.0 == 0 {
+                let missing = usize::from(level - down_to);
+                needs.nodes += missing;
+                needs.changes += missing;
+                return Ok(());
+            }
+            level -= 1;
+        }
+    }
+
+    fn new_node(&mut self, level: u8) -> MapNodeId {
+        let node = MapNodeId(self.take_id(Space::Nodes));
+        let key = node_page(node);
+        // A state from an earlier life of the id has gone with it.
+        self.cache.insert(key, Box::new([0; PAGE_BYTES]), PageFacts::default());
+        let frame = self.cache.change(key);
+        frame.page.fill(0);
+        frame.facts = PageFacts { version: frame.facts.version, node_level: level, mapped: BlockCount(0) };
+        self.node_changes.note(node.0, 1);
+        node
+    }
+
+    /// Copies a shared node: one more reference on each of its children, one less on the old one.
+    fn copy_node(&mut self, old: MapNodeId, level: u8) -> MapNodeId {
+        let new = self.new_node(level);
+        let from = self.cache.page(node_page(old));
+        let (page, mapped) = (from.page.clone(), from.facts.mapped);
+        for index in 0..NODE_ENTRIES {
+            let entry = crate::format::bytes::get_u64(&*page, index);
+            if level > 0 {
+                if entry != 0 {
+                    self.node_changes.note(entry, 1);
+                }
+            } else if let Mapping::Block(block) = Mapping::unpack(entry) {
+                self.block_changes.note(block.0, 1);
+                self.counters.referenced_blocks += 1;
+            }
+        }
+        let frame = self.cache.change(node_page(new));
+        *frame.page = *page;
+        frame.facts.mapped = mapped;
+        self.node_changes.note(old.0, -1);
+        new
+    }
+
+    /// Makes the path to a block exclusive, adding nodes that are missing.
+    fn own_path(&mut self, number: ObjectNumber, lba: Lba, down_to: u8) -> Path {
+        let object = ObjectRoot::from(self.objects.get(number).expect("the operation was prepared"));
+        let mut path = Path { nodes: [MapNodeId(0); 6], level: down_to, root_level: object.level };
+        let mut node = object.root;
+        for level in (down_to..=object.level).rev() {
+            let owned = if node.0 == 0 {
+                self.new_node(level)
+            } else if self.node_is_shared(node).expect("prepare_path has brought in the page of its count") {
+                self.copy_node(node, level)
+            } else {
+                node
+            };
+            if owned != node {
+                self.link(number, &path, level, lba, owned);
+            }
+            path.nodes[usize::from(level)] = owned;
+            if level > down_to {
+                node = MapNodeId(self.node_entry(owned, slot(lba, level)));
+            }
+        }
+        path
+    }
+
+    /// Makes `node` the child for a block, at `level`: in its parent, or as the object's root.
+    fn link(&mut self, number: ObjectNumber, path: &Path, level: u8, lba: Lba, node: MapNodeId) {
+        if level == path.root_level {
+            self.objects.change(number).expect("the operation was prepared").root = node;
+        } else {
+            let parent = path.nodes[usize::from(level) + 1];
+            set_u64(&mut *self.cache.change(node_page(parent)).page, slot(lba, level + 1), node.0);
+        }
+    }
+
+    /// Adds to the mapped blocks of every node of a path and of the object, and takes nodes away that have
+    /// none left.
+    fn count_mapped(&mut self, number: ObjectNumber, lba: Lba, path: &Path, delta: i64) {
+        if delta != 0 {
+            let object = self.objects.change(number).expect("the operation was prepared");
+            object.mapped.0 = object.mapped.0.wrapping_add_signed(delta);
+            for level in path.level..=path.root_level {
+                let facts = &mut self.cache.change(node_page(path.nodes[usize::from(level)])).facts;
+                facts.mapped.0 = facts.mapped.0.wrapping_add_signed(delta);
+            }
+        }
+        for level in path.level..=path.root_level {
+            let node = path.nodes[usize::from(level)];
+            if self.cache.page(node_page(node)).facts.mapped.0 > 0 {
+                return;
+            }
+            self.node_changes.note(node.0, -1);
+            self.link(number, path, level, lba, MapNodeId(0));
+        }
+    }
+
+    /// Sets the mappings of blocks from `first` on; prepared by `prepare_path` for each leaf.
+    pub(crate) fn set_mappings(&mut self, number: ObjectNumber, first: Lba, mappings: &[Mapping]) {
+        let mut done = 0;
+        while done < mappings.len() {
+            let lba = first.plus(done as u64);
+            let within = usize::try_from(span(0) - lba.0 % span(0)).expect("at most 512");
+            let stretch = &mappings[done..(done + within).min(mappings.len())];
+            let path = self.own_path(number, lba, 0);
+            let delta = self.set_leaf(path.lowest(), slot(lba, 0), stretch);
+            self.count_mapped(number, lba, &path, delta);
+            done += stretch.len();
+        }
+    }
+
+    /// Sets entries of a leaf; the change of its mapped blocks.
+    fn set_leaf(&mut self, leaf: MapNodeId, from: usize, mappings: &[Mapping]) -> i64 {
+        let mut delta = 0;
+        let page = &mut self.cache.change(node_page(leaf)).page;
+        for (index, mapping) in (from..).zip(mappings) {
+            let before = Mapping::unpack(crate::format::bytes::get_u64(&**page, index));
+            set_u64(&mut **page, index, mapping.pack());
+            delta += i64::from(*mapping != Mapping::Hole) - i64::from(before != Mapping::Hole);
+            if let Mapping::Block(block) = *mapping {
+                self.block_changes.note(block.0, 1);
+                self.counters.referenced_blocks += 1;
+            }
+            if let Mapping::Block(block) = before {
+                self.block_changes.note(block.0, -1);
+                self.counters.referenced_blocks -= 1;
+            }
+        }
+        delta
+    }
+
+    /// Makes entries of one leaf holes.
+    pub(crate) fn clear_in_leaf(&mut self, number: ObjectNumber, lba: Lba, count: u64) {
+        let holes = vec![Mapping::Hole; usize::try_from(count).expect("within one leaf")];
+        let path = self.own_path(number, lba, 0);
+        let delta = self.set_leaf(path.lowest(), slot(lba, 0), &holes);
+        self.count_mapped(number, lba, &path, delta);
+    }
+
+    /// Lets go of the whole subtree of a level that begins at `lba`; its topmost page is in memory.
+    pub(crate) fn drop_subtree(&mut self, number: ObjectNumber, lba: Lba, level: u8) {
+        let object = ObjectRoot::from(self.objects.get(number).expect("the operation was prepared"));
+        if level == object.level {
+            let object = self.objects.change(number).expect("the operation was prepared");
+            let root = std::mem::replace(&mut object.root, MapNodeId(0));
+            object.mapped = BlockCount(0);
+            self.node_changes.note(root.0, -1);
+            return;
+        }
+        let path = self.own_path(number, lba, level + 1);
+        let parent = path.lowest();
+        let child = MapNodeId(self.node_entry(parent, slot(lba, level + 1)));
+        let mapped = self.cache.page(node_page(child)).facts.mapped;
+        set_u64(&mut *self.cache.change(node_page(parent)).page, slot(lba, level + 1), 0);
+        self.node_changes.note(child.0, -1);
+        let delta = i64::try_from(mapped.0).expect("at most 2^54 blocks");
+        self.count_mapped(number, lba, &path, -delta);
+    }
+
+    /// Raises the root of a map until it covers `size`.
+    pub(crate) fn raise_root(&mut self, number: ObjectNumber, level: u8) {
+        let mut object = ObjectRoot::from(self.objects.get(number).expect("the operation was prepared"));
+        let mapped = self.objects.get(number).expect("the operation was prepared").mapped;
+        while object.level < level {
+            object.level += 1;
+            if object.root.0 != 0 {
+                let root = self.new_node(object.level);
+                let frame = self.cache.change(node_page(root));
+                set_u64(&mut *frame.page, 0, object.root.0);
+                frame.facts.mapped = mapped;
+                object.root = root;
+            }
+        }
+        let slot = self.objects.change(number).expect("the operation was prepared");
+        slot.root = object.root;
+        slot.root_level = object.level;
+    }
+}

@@ -1,0 +1,175 @@
+//! Merging sealed changes into the pages of counts, and taking apart what nothing refers to any more.
+
+use crate::error::{ErrorKind, Result};
+use crate::format::bytes::get_u64;
+use crate::format::page::{BlockEntry, Mapping, NODE_ENTRIES, Table};
+use crate::units::{BlockId, MapNodeId};
+
+use super::Store;
+use super::blocks::ids::Space;
+use super::blocks::table::{COUNT_CROWDED, COUNT_STUCK};
+use super::core::{Core, Stall};
+use super::map::node_page;
+use super::run::Caller;
+
+/// Changes merged in one hold of the lock.
+const MERGE_STEP: usize = 32;
+
+impl Store {
+    /// Seals the change buffer, unless an earlier one is not merged yet, and merges it as far as dirty pages
+    /// allow; what is left stays sealed, is part of the picture, and is merged next time.
+    pub(crate) fn merge_changes(&self) -> Result<()> {
+        {
+            let mut core = self.core.lock();
+            if !core.block_changes.has_sealed() && !core.node_changes.has_sealed() {
+                core.block_changes.seal();
+                core.node_changes.seal();
+            }
+        }
+        for space in [Space::Nodes, Space::Blocks] {
+            let ids = {
+                let core = self.core.lock();
+                match space {
+                    Space::Blocks => core.block_changes.sealed_ids(),
+                    Space::Nodes => core.node_changes.sealed_ids(),
+                }
+            };
+            let mut position = 0;
+            while position < ids.len() {
+                let end = (position + MERGE_STEP).min(ids.len());
+                let merged = self.run(Caller::Maintenance, |core| {
+                    while position < end {
+                        if core.cache.dirty_pages() >= core.geometry.dirty_limit {
+                            return Ok(false);
+                        }
+                        self.merge_one(core, space, ids[position])?;
+                        position += 1;
+                    }
+                    Ok(true)
+                });
+                match merged {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(()),
+                    // A page that cannot be read counts as full: its ids stay referenced until a repair.
+                    Err(error) if error.kind() == ErrorKind::Corrupt => {
+                        let mut core = self.core.lock();
+                        match space {
+                            Space::Blocks => core.block_changes.merged(ids[position]),
+                            Space::Nodes => core.node_changes.merged(ids[position]),
+                        }
+                        position += 1;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings one sealed change into its page.
+    fn merge_one(&self, core: &mut Core, space: Space, id: u64) -> Result<(), Stall> {
+        let (table, change) = match space {
+            Space::Blocks => (Table::BlockCounts, core.block_changes.sealed(id)),
+            Space::Nodes => (Table::NodeCounts, core.node_changes.sealed(id)),
+        };
+        let Some(change) = change else { return Ok(()) };
+        let before = core.stored_count(table, id)?;
+        let mut sum = i64::from(before) + i64::from(change.delta);
+        if core.faults.wrap_counts {
+            sum &= 0x7;
+        }
+        let vanishes = sum == 0 || (core.faults.decrement_first && change.decremented && before == 1);
+        if before != COUNT_STUCK {
+            if space == Space::Blocks && (vanishes || sum >= i64::from(COUNT_CROWDED)) {
+                let block = BlockId(id);
+                let entry = core.block_entry(block)?;
+                core.prepare_id_bit(Space::Blocks, id)?;
+                self.index.forget(&entry.fingerprint, block);
+                if vanishes {
+                    core.set_block_entry(block, BlockEntry::default());
+                    core.bad_blocks.remove(&id);
+                    core.free_id(Space::Blocks, id);
+                } else if !entry.crowded {
+                    core.set_block_entry(block, BlockEntry { crowded: true, ..entry });
+                }
+            } else if vanishes {
+                core.release_queue.push_back(MapNodeId(id));
+            }
+            // A sum below zero would mean that a reference was let go of twice: nothing may be freed then.
+            core.set_stored_count(table, id, u32::try_from(sum).unwrap_or(COUNT_STUCK));
+        }
+        match space {
+            Space::Blocks => core.block_changes.merged(id),
+            Space::Nodes => core.node_changes.merged(id),
+        }
+        Ok(())
+    }
+
+    /// Takes apart at most `nodes_max` nodes that nothing refers to: one reference less on each of their
+    /// children. Whether more are waiting.
+    pub(crate) fn release_nodes(&self, nodes_max: usize) -> Result<bool> {
+        for _ in 0..nodes_max {
+            let released = self.run(Caller::Maintenance, Core::release_one);
+            match released {
+                Ok(Some(true)) => {}
+                Ok(Some(false)) => return Ok(false),
+                // No room for changes: the next checkpoint makes it.
+                Ok(None) => return Ok(true),
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    // Left to the repair: what it refers to stays referenced.
+                    self.core.lock().release_queue.pop_front();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(!self.core.lock().release_queue.is_empty())
+    }
+
+    /// Works off pending changes and the release queue, for a write that does not fit; whether that made room.
+    pub(crate) fn work_off_releases(&self) -> Result<bool> {
+        let before = self.core.lock().accounted_bytes();
+        loop {
+            self.checkpoint_in_role()?;
+            let waiting = self.release_nodes(4096)?;
+            let core = self.core.lock();
+            let pending = core.node_changes.len() > 0 || core.block_changes.len() > 0 || waiting;
+            if core.accounted_bytes() < before || !pending {
+                return Ok(core.accounted_bytes() < before);
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Takes one node apart; `Some(false)` when none waits, `None` when there is no room for its changes.
+    fn release_one(&mut self) -> Result<Option<bool>, Stall> {
+        let Some(node) = self.release_queue.front().copied() else { return Ok(Some(false)) };
+        let changes = self.block_changes.len() + self.node_changes.len();
+        if changes + NODE_ENTRIES > self.geometry.changes
+            || self.cache.dirty_pages() + 2 > self.geometry.dirty_limit
+        {
+            return Ok(None);
+        }
+        let key = node_page(node);
+        self.bring_in(key)?;
+        self.prepare_id_bit(Space::Nodes, node.0)?;
+        let frame = self.cache.page(key);
+        let (page, level) = (frame.page.clone(), frame.facts.node_level);
+        for index in 0..NODE_ENTRIES {
+            let entry = get_u64(&*page, index);
+            if level > 0 {
+                if entry != 0 {
+                    self.node_changes.note(entry, -1);
+                }
+            } else if let Mapping::Block(block) = Mapping::unpack(entry) {
+                self.block_changes.note(block.0, -1);
+                self.counters.referenced_blocks -= 1;
+            }
+        }
+        self.free_id(Space::Nodes, node.0);
+        self.cache.drop_page(key);
+        self.dropped.push(key);
+        self.release_queue.pop_front();
+        Ok(Some(true))
+    }
+}

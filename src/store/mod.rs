@@ -1,0 +1,90 @@
+//! The log-structured engine: blocks in, blocks out, and nothing acknowledged is lost.
+//!
+//! `Store` is the outer shell: it holds the devices, and does all waiting and all device calls outside of the
+//! one lock around `core::Core`, which is the state in memory. It knows objects by number, never by name. It
+//! starts no thread and looks at no clock: background work is a bounded step that somebody else calls, or that
+//! a caller who needs its outcome does itself.
+
+mod background;
+mod blocks;
+pub mod check;
+mod checkpoint;
+mod collect;
+mod commit;
+mod core;
+mod geometry;
+mod io;
+mod log;
+mod map;
+mod merge;
+mod operation;
+mod options;
+pub mod probe;
+mod read;
+mod recovery;
+mod reduce;
+mod root;
+mod run;
+mod statistics;
+mod table;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use crate::device::Device;
+use crate::format::superblock::Superblock;
+use crate::sync::{Condition, Mutex};
+use crate::units::Uuid;
+
+pub use self::check::{CheckMode, CheckReport, Fault, check};
+pub use self::commit::WriteOutcome;
+pub use self::core::PlantedFaults;
+pub use self::geometry::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MIN, segment_bytes_for};
+pub use self::operation::OBJECT_BLOCKS_MAX;
+pub use self::options::{CommitSink, Environment, ObjectInfo, OpenReport, StoreOptions};
+pub use self::probe::{DeviceContent, probe};
+pub use self::read::{MappedRun, MappingKind};
+pub use self::statistics::StoreStatistics;
+pub use crate::format::objects::OPAQUE_BYTES_MAX;
+
+use self::blocks::index::FingerprintIndex;
+use self::core::Core;
+
+/// The engine over the devices of one pool.
+pub struct Store {
+    devices: Vec<Arc<dyn Device>>,
+    options: StoreOptions,
+    environment: Environment,
+    /// What every superblock says but for the checkpoint.
+    identity: Superblock,
+    geometry: geometry::Geometry,
+    core: Mutex<Core>,
+    /// Something has been written, synced or freed, or a role has been given up.
+    changed: Condition,
+    index: FingerprintIndex,
+    /// Figures that need no lock.
+    figures: Figures,
+}
+
+/// Counters since the store was opened.
+#[derive(Debug, Default)]
+struct Figures {
+    checkpoint_nanoseconds: AtomicU64,
+    log_syncs: AtomicU64,
+    log_sync_nanoseconds: AtomicU64,
+    collections: AtomicU64,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("pool", &self.identity.pool).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// The pool's id.
+    #[must_use]
+    pub fn pool_id(&self) -> Uuid {
+        self.identity.pool
+    }
+}

@@ -1,0 +1,254 @@
+//! What an operation does to the tables: one function for operations that are committed, replayed, or
+//! received.
+
+use crate::error::{Error, ErrorKind};
+use crate::format::batch::{LoggedOperation, MappingRecord};
+use crate::format::location::Location;
+use crate::format::objects::{OBJECTS_MAX, OPAQUE_BYTES_MAX, ObjectSlot};
+use crate::format::page::{BLOCK_ENTRIES_PER_PAGE, BlockEntry, Mapping};
+use crate::format::to_grain;
+use crate::units::{BLOCK_BYTES, BlockCount, BlockId, Lba, MapNodeId, ObjectNumber, SegmentId};
+
+use super::blocks::ids::Space;
+use super::blocks::table::block_page;
+use super::core::{Core, Room, Stall};
+use super::map::change::Needs;
+use super::map::zero::ZeroPlan;
+use super::map::{LEVEL_MAX, ObjectRoot, level_for, span};
+
+/// Where the payloads of an operation begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PayloadPlace {
+    pub(crate) segment: SegmentId,
+    pub(crate) offset: u32,
+}
+
+/// Largest volume: what a tree of the highest level covers, and 256 TiB.
+pub const OBJECT_BLOCKS_MAX: BlockCount = BlockCount(1 << 36);
+
+/// An operation whose pages are all in memory.
+#[derive(Debug)]
+pub(crate) enum Prepared {
+    Plain,
+    Zero(ZeroPlan),
+}
+
+impl Core {
+    /// Brings in what an operation touches and makes sure of its node ids; what it needs.
+    ///
+    /// # Errors
+    /// A stall while something is missing; `NotFound`, `Invalid`, `Exists` for what cannot be done at all.
+    pub(crate) fn prepare_operation(
+        &mut self,
+        operation: &LoggedOperation,
+        zero_steps: usize,
+    ) -> Result<(Prepared, Needs), Stall> {
+        let mut needs = Needs::default();
+        let mut prepared = Prepared::Plain;
+        match operation {
+            LoggedOperation::Write { object, first, mappings } => {
+                let root = self.check_range(*object, *first, mappings.len() as u64)?;
+                self.prepare_write(root, *first, mappings, &mut needs)?;
+            }
+            LoggedOperation::Zero { object, first, count } => {
+                let root = self.check_range(*object, *first, count.0)?;
+                let plan = self.plan_zero(root, *first, count.0, zero_steps)?;
+                needs = plan.needs;
+                prepared = Prepared::Zero(plan);
+            }
+            LoggedOperation::CreateObject { object, size, opaque } => {
+                check_object(*size, opaque)?;
+                if self.objects.get(*object).is_some() || object.0 == 0 {
+                    let what = format!("object {object} exists already");
+                    return Err(Error::new(ErrorKind::Exists, what).into());
+                }
+                if self.objects.len() >= OBJECTS_MAX {
+                    let what = format!("there are {OBJECTS_MAX} volumes and snapshots already");
+                    return Err(Error::new(ErrorKind::NoSpace, what).into());
+                }
+            }
+            LoggedOperation::UpdateObject { object, size, opaque } => {
+                check_object(*size, opaque)?;
+                let slot = self.object(*object)?;
+                if *size < slot.size {
+                    let what = format!("object {object} cannot shrink");
+                    return Err(Error::new(ErrorKind::Invalid, what).into());
+                }
+                needs.nodes = usize::from(LEVEL_MAX);
+                needs.pages = needs.nodes;
+                needs.changes = needs.nodes;
+            }
+            LoggedOperation::DeleteObject { object } => {
+                self.object(*object)?;
+                needs.changes = 1;
+            }
+            LoggedOperation::Moved { .. } => {
+                let what = "moved blocks are no operation";
+                return Err(Error::new(ErrorKind::Corrupt, what).into());
+            }
+        }
+        self.prepare_ids(Space::Nodes, needs.nodes)?;
+        Ok((prepared, needs))
+    }
+
+    fn check_range(&self, object: ObjectNumber, first: Lba, count: u64) -> Result<ObjectRoot, Error> {
+        let slot = self.object(object)?;
+        if count == 0 || first.0.checked_add(count).is_none_or(|end| end > slot.size.0) {
+            let what = format!("{count} blocks from {first} on do not lie within object {object}");
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        Ok(ObjectRoot::from(slot))
+    }
+
+    fn prepare_write(
+        &mut self,
+        root: ObjectRoot,
+        first: Lba,
+        mappings: &[MappingRecord],
+        needs: &mut Needs,
+    ) -> Result<(), Stall> {
+        let end = first.0 + mappings.len() as u64;
+        let mut position = first.0;
+        while position < end {
+            self.prepare_path(root, Lba(position), 0, needs)?;
+            position = (position / span(0) + 1) * span(0);
+        }
+        needs.changes += 2 * mappings.len() + usize::from(root.level) + 1;
+        let mut last = u64::MAX;
+        for mapping in mappings {
+            if let MappingRecord::New { block, .. } = mapping {
+                self.bring_in(block_page(*block))?;
+                if block.0 / BLOCK_ENTRIES_PER_PAGE != last {
+                    last = block.0 / BLOCK_ENTRIES_PER_PAGE;
+                    needs.pages += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is room for an operation in memory and in the account; the log is asked beside.
+    ///
+    /// # Errors
+    /// A stall while there is none.
+    pub(crate) fn check_room(&self, needs: &Needs, bytes: u64, must_fit: bool) -> Result<(), Stall> {
+        let changes = self.block_changes.len() + self.node_changes.len();
+        if changes + needs.changes > self.geometry.changes
+            || self.cache.dirty_pages() + needs.pages > self.geometry.dirty_limit
+        {
+            return Err(Stall::Room(Room::Memory));
+        }
+        let metadata = (needs.pages + needs.nodes) as u64 * 4160;
+        if must_fit && self.accounted_bytes() + bytes + metadata > self.geometry.usable_bytes {
+            return Err(Stall::Room(Room::Space));
+        }
+        Ok(())
+    }
+
+    /// Does what an operation says; prepared in the same hold of the lock.
+    pub(crate) fn apply_operation(
+        &mut self,
+        operation: &LoggedOperation,
+        prepared: &Prepared,
+        place: PayloadPlace,
+    ) {
+        match operation {
+            LoggedOperation::Write { object, first, mappings } => {
+                let mappings = self.apply_blocks(mappings, place);
+                self.set_mappings(*object, *first, &mappings);
+            }
+            LoggedOperation::Zero { object, .. } => {
+                if let Prepared::Zero(plan) = prepared {
+                    self.carry_out_zero(*object, plan);
+                }
+            }
+            LoggedOperation::CreateObject { object, size, opaque } => self.objects.add(ObjectSlot {
+                number: *object,
+                root: MapNodeId(0),
+                root_level: level_for(*size),
+                size: *size,
+                mapped: BlockCount(0),
+                opaque: opaque.clone(),
+            }),
+            LoggedOperation::UpdateObject { object, size, opaque } => {
+                self.raise_root(*object, level_for(*size));
+                let slot = self.objects.change(*object).expect("the operation was prepared");
+                slot.size = *size;
+                slot.opaque.clone_from(opaque);
+            }
+            LoggedOperation::DeleteObject { object } => {
+                let slot = self.objects.remove(*object).expect("the operation was prepared");
+                if slot.root.0 != 0 {
+                    self.node_changes.note(slot.root.0, -1);
+                }
+            }
+            LoggedOperation::Moved { .. } => {}
+        }
+    }
+
+    /// Enters new blocks into the table; the mappings that the map gets.
+    fn apply_blocks(&mut self, mappings: &[MappingRecord], place: PayloadPlace) -> Vec<Mapping> {
+        let mut offset = place.offset;
+        let mut pass = |len: u16| {
+            let at = offset;
+            offset += u32::try_from(to_grain(usize::from(len))).expect("at most 4096");
+            at
+        };
+        mappings
+            .iter()
+            .map(|mapping| match *mapping {
+                MappingRecord::Hole => Mapping::Hole,
+                MappingRecord::Pattern(word) => Mapping::Pattern(word),
+                MappingRecord::New { block, stored_len, fingerprint, checksum } => {
+                    let location =
+                        Location { segment: place.segment, offset: pass(stored_len), len: stored_len };
+                    self.set_block_entry(
+                        block,
+                        BlockEntry { location, crowded: false, fingerprint, checksum },
+                    );
+                    Mapping::Block(block)
+                }
+                MappingRecord::Existing { block, dead_len } => {
+                    pass(dead_len);
+                    Mapping::Block(block)
+                }
+            })
+            .collect()
+    }
+
+    /// Replay: ids that an operation names were given out.
+    ///
+    /// # Errors
+    /// A stall while a page of freed ids is not in memory.
+    pub(crate) fn prepare_replayed_ids(
+        &mut self,
+        operation: &LoggedOperation,
+    ) -> Result<Vec<BlockId>, Stall> {
+        let mut blocks = Vec::new();
+        if let LoggedOperation::Write { mappings, .. } = operation {
+            for mapping in mappings {
+                if let MappingRecord::New { block, stored_len, .. } = mapping {
+                    if usize::from(*stored_len) > BLOCK_BYTES || *stored_len == 0 {
+                        let what = "a logged block is longer than a block";
+                        return Err(Error::new(ErrorKind::Corrupt, what).into());
+                    }
+                    self.prepare_id_bit(Space::Blocks, block.0)?;
+                    blocks.push(*block);
+                }
+            }
+        }
+        Ok(blocks)
+    }
+}
+
+fn check_object(size: BlockCount, opaque: &[u8]) -> Result<(), Error> {
+    if size.0 == 0 || size > OBJECT_BLOCKS_MAX {
+        let what = format!("a size of {size} blocks: it must be from 1 to {OBJECT_BLOCKS_MAX}");
+        return Err(Error::new(ErrorKind::Invalid, what));
+    }
+    if opaque.len() > OPAQUE_BYTES_MAX {
+        let what = format!("{} bytes of description: at most {OPAQUE_BYTES_MAX} can be kept", opaque.len());
+        return Err(Error::new(ErrorKind::Invalid, what));
+    }
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! What is handed to the store from above, and what it says of itself when it opens.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::format::batch::LoggedOperation;
+use crate::sync::{Clock, RandomSource};
+use crate::units::{BlockCount, ByteCount, Epoch, Lsn, ObjectNumber};
+
+use super::core::PlantedFaults;
+
+/// Clock and random source.
+#[derive(Clone)]
+pub struct Environment {
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Random bytes: ids and incarnations.
+    pub random: Arc<dyn RandomSource>,
+}
+
+/// Sees every operation in the order in which it is committed, under the commit lock: it may only append to
+/// something bounded whose room was made sure of before.
+pub trait CommitSink: Send + Sync {
+    /// An operation has been committed under this number. `payload` holds its payloads, each padded to 16 bytes.
+    fn committed(&self, epoch: Epoch, lsn: Lsn, operation: &LoggedOperation, payload: &Arc<Vec<u8>>);
+}
+
+/// Budgets and limits of one opening.
+#[derive(Clone)]
+pub struct StoreOptions {
+    /// For pages of tables, trees and directories, and for pending changes.
+    pub metadata_budget: ByteCount,
+    /// For the fingerprint index.
+    pub index_budget: ByteCount,
+    /// A checkpoint starts when the log since the last one has grown by this much.
+    pub checkpoint_log_bytes: ByteCount,
+    /// What has been written is synced after this time at the latest.
+    pub sync_after: Duration,
+    /// Erase cycles that a segment is rated for.
+    pub rated_cycles: u32,
+    /// Only when a pool is made: 0 chooses by its size.
+    pub segment_bytes: ByteCount,
+    /// Opens a damaged log at its last intact operation.
+    pub accept_loss: bool,
+    /// Sees every operation in commit order.
+    pub sink: Option<Arc<dyn CommitSink>>,
+    /// Faults that a test plants.
+    pub faults: PlantedFaults,
+}
+
+impl Default for StoreOptions {
+    fn default() -> StoreOptions {
+        StoreOptions {
+            metadata_budget: ByteCount(256 << 20),
+            index_budget: ByteCount(256 << 20),
+            checkpoint_log_bytes: ByteCount(512 << 20),
+            sync_after: Duration::from_millis(100),
+            rated_cycles: 3000,
+            segment_bytes: ByteCount(0),
+            accept_loss: false,
+            sink: None,
+            faults: PlantedFaults::default(),
+        }
+    }
+}
+
+/// A volume or snapshot as the store knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// Its number; never used twice.
+    pub number: ObjectNumber,
+    /// Its size.
+    pub size: BlockCount,
+    /// Blocks that are not holes.
+    pub mapped: BlockCount,
+    /// What the layer above keeps with it.
+    pub opaque: Vec<u8>,
+}
+
+/// What opening found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenReport {
+    /// Operations replayed from the log.
+    pub replayed_operations: u64,
+    /// Bytes of log replayed.
+    pub log_bytes: u64,
+    /// The last operation that is there.
+    pub last_lsn: Lsn,
+    /// What is damaged; with any of it the pool takes no writes.
+    pub damage: Vec<String>,
+    /// Whether the last stop was a clean one: nothing had to be replayed.
+    pub clean: bool,
+}

@@ -1,0 +1,231 @@
+//! Making and opening pools.
+
+mod open;
+mod walk;
+
+use std::sync::Arc;
+
+use crate::device::Device;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::page::Table;
+use crate::format::root::CheckpointRoot;
+use crate::format::segment::SegmentKind;
+use crate::format::superblock::{DEVICES_MAX, DeviceRecord, SUPERBLOCK_AREA_BYTES, Superblock};
+use crate::sync::{Condition, Mutex};
+use crate::units::{ByteCount, CheckpointNumber, DeviceOffset, Epoch, Incarnation, MapNodeId, Uuid};
+
+use super::blocks::changes::Changes;
+use super::blocks::ids::IdSpace;
+use super::blocks::index::FingerprintIndex;
+use super::core::{Core, Objects};
+use super::geometry::{Geometry, segment_bytes_for, segments_on};
+use super::log::appender::Appender;
+use super::log::open_log::OpenLog;
+use super::log::segments::SegmentTable;
+use super::options::{Environment, StoreOptions};
+use super::run::Caller;
+use super::table::cache::Cache;
+use super::{Figures, Store};
+
+impl Store {
+    /// Makes a new, empty pool on the devices, whatever they hold, and opens it. Sizes are checked before
+    /// anything is written.
+    ///
+    /// # Errors
+    /// `Invalid` for devices that are too small or too many, `Device`, `NoSpace`.
+    pub fn create(
+        devices: Vec<Arc<dyn Device>>,
+        options: StoreOptions,
+        environment: Environment,
+    ) -> Result<Store> {
+        if devices.is_empty() || devices.len() > DEVICES_MAX {
+            let what = format!("{} devices: a pool has from 1 to {DEVICES_MAX}", devices.len());
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        let total: u64 = devices.iter().map(|device| device.len().0).sum();
+        let segment_bytes = match options.segment_bytes.0 {
+            0 => segment_bytes_for(ByteCount(total)),
+            _ => options.segment_bytes,
+        };
+        let random_id = || {
+            let mut bytes = [0u8; 16];
+            environment.random.fill(&mut bytes);
+            Uuid::from_random(bytes)
+        };
+        let mut records = Vec::new();
+        for device in &devices {
+            let segments = segments_on(device.len(), segment_bytes.max(ByteCount(1)));
+            if segments == 0 {
+                let what = format!("{} of {} bytes is too small for a segment", device.name(), device.len());
+                return Err(Error::new(ErrorKind::Invalid, what));
+            }
+            let segments = u32::try_from(segments).unwrap_or(u32::MAX);
+            records.push(DeviceRecord { id: random_id(), segments });
+        }
+        let pool = random_id();
+        let mut fingerprint_key = [0u8; 32];
+        environment.random.fill(&mut fingerprint_key);
+        let created = environment.clock.since_unix_epoch().as_millis();
+        let identity = Superblock {
+            pool,
+            fingerprint_key,
+            device: 0,
+            devices: records,
+            segment_bytes,
+            created: u64::try_from(created).unwrap_or(0),
+            checkpoint: CheckpointNumber(0),
+            incarnation: Incarnation(0),
+            root: Vec::new(),
+            root_copy: Vec::new(),
+        };
+        let root = CheckpointRoot {
+            epoch: Epoch { generation: 1, number: 1 },
+            next_object: 1,
+            next_node: MapNodeId(1),
+            next_sequence: 1,
+            ..CheckpointRoot::default()
+        };
+        let store = Store::assemble(devices, options, environment, identity, &root)?;
+        store.wipe()?;
+        let mut core = store.core.lock();
+        core.segments.classify(|_| false);
+        drop(core);
+        store.begin_serving()?;
+        Ok(store)
+    }
+
+    /// Overwrites what another pool may have left where superblocks are looked for.
+    fn wipe(&self) -> Result<()> {
+        let zeros = vec![0u8; usize::try_from(SUPERBLOCK_AREA_BYTES).expect("64 KiB")];
+        for device in &self.devices {
+            for offset in [0, device.len().0 - SUPERBLOCK_AREA_BYTES] {
+                device.write_at(DeviceOffset(offset), &[&zeros]).map_err(|error| {
+                    Error::caused(ErrorKind::Device, format!("writing to {}", device.name()), error)
+                })?;
+            }
+        }
+        self.sync_all()
+    }
+
+    /// A store as of a checkpoint's root, without the tables that are held in memory.
+    fn assemble(
+        devices: Vec<Arc<dyn Device>>,
+        options: StoreOptions,
+        environment: Environment,
+        identity: Superblock,
+        root: &CheckpointRoot,
+    ) -> Result<Store> {
+        let counts: Vec<u32> = identity.devices.iter().map(|device| device.segments).collect();
+        let geometry = Geometry::new(identity.segment_bytes, &counts, options.metadata_budget)?;
+        let incarnation = Incarnation(environment.random.number().max(1));
+        let log = OpenLog::new(root.lsn.next(), root.epoch, incarnation, geometry.dirty_limit);
+        let mut core = Core {
+            pool_short: short(identity.pool),
+            cache: Cache::new(geometry.frames, 1),
+            roots: root.tables,
+            segments: SegmentTable::new(geometry.segments()),
+            objects: Objects::new(root.next_object),
+            block_changes: Changes::default(),
+            node_changes: Changes::default(),
+            block_ids: IdSpace::new(Table::FreedBlocks, root.next_block.0, root.counters.freed_blocks),
+            node_ids: IdSpace::new(Table::FreedNodes, root.next_node.0, root.counters.freed_nodes),
+            release_queue: root.release_queue.iter().copied().collect(),
+            dropped: Vec::new(),
+            log,
+            moved: Appender::new(SegmentKind::Moved),
+            metadata: Appender::new(SegmentKind::Metadata),
+            metadata_copy: Appender::new(SegmentKind::MetadataCopy),
+            next_sequence: root.next_sequence,
+            counters: root.counters,
+            checkpoint: root.number,
+            root_extents: [identity.root.clone(), identity.root_copy.clone()].concat(),
+            bad_blocks: std::collections::BTreeSet::new(),
+            stopped: None,
+            maintaining: false,
+            faults: options.faults,
+            geometry: geometry.clone(),
+        };
+        core.block_ids.no_quarantine = options.faults.reuse_ids_at_once;
+        core.node_ids.no_quarantine = options.faults.reuse_ids_at_once;
+        for change in &root.block_changes {
+            core.block_changes.restore(change.id.0, change.delta);
+        }
+        for change in &root.node_changes {
+            core.node_changes.restore(change.id.0, change.delta);
+        }
+        let index = FingerprintIndex::new(options.index_budget);
+        Ok(Store {
+            devices,
+            options,
+            environment,
+            identity,
+            geometry,
+            core: Mutex::new(core),
+            changed: Condition::new(),
+            index,
+            figures: Figures::default(),
+        })
+    }
+
+    /// Opens a fresh log segment under this incarnation, and makes the checkpoint before which nothing is
+    /// appended or acknowledged: else a batch that one recovery dropped could come back in the next.
+    fn begin_serving(&self) -> Result<()> {
+        let take = || {
+            self.run(Caller::Maintenance, |core| {
+                core.prepare_segment(0)?;
+                Ok(core.take_segment(SegmentKind::Log))
+            })
+        };
+        let (segment, successor) = (take()?, take()?);
+        self.core.lock().enter_segment(segment, successor);
+        self.checkpoint_in_role()
+    }
+
+    /// The first eight bytes of the pool's id.
+    pub(crate) fn short_id(&self) -> u64 {
+        short(self.identity.pool)
+    }
+}
+
+/// The first eight bytes of a pool's id.
+fn short(pool: Uuid) -> u64 {
+    let mut head = [0u8; 8];
+    head.copy_from_slice(&pool.0[..8]);
+    u64::from_le_bytes(head)
+}
+
+/// A pool's newest superblock, of those that agree with each other.
+fn newest_superblock(devices: &[Arc<dyn Device>]) -> Result<Superblock> {
+    let mut newest: Option<Superblock> = None;
+    for (index, device) in devices.iter().enumerate() {
+        let found = super::root::read_superblocks(&**device);
+        let Some(best) = found.into_iter().max_by_key(|superblock| superblock.checkpoint) else {
+            let what = format!("{} holds no superblock of a pool", device.name());
+            return Err(Error::new(ErrorKind::Corrupt, what));
+        };
+        if best.devices.len() != devices.len() || best.device as usize != index {
+            let what = format!(
+                "{} is device {} of {} of its pool: give all devices, in their order",
+                device.name(),
+                best.device + 1,
+                best.devices.len()
+            );
+            return Err(Error::new(ErrorKind::Busy, what));
+        }
+        if let Some(newest) = &newest
+            && newest.pool != best.pool
+        {
+            let what = format!("{} belongs to another pool", device.name());
+            return Err(Error::new(ErrorKind::Busy, what));
+        }
+        let room = segments_on(device.len(), best.segment_bytes.max(ByteCount(1)));
+        if room < u64::from(best.devices[index].segments) {
+            let what = format!("{} has become smaller than it was", device.name());
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        if newest.as_ref().is_none_or(|newest| newest.checkpoint < best.checkpoint) {
+            newest = Some(best);
+        }
+    }
+    newest.ok_or_else(|| Error::new(ErrorKind::Invalid, "a pool has at least one device"))
+}

@@ -1,0 +1,105 @@
+//! Reduction of one block: patterns, fingerprints, compression. Pure functions.
+
+use crate::units::{BLOCK_BYTES, Fingerprint};
+
+/// What a block is before anything is looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// All zero.
+    Zero,
+    /// One repeated 32-bit word, not zero.
+    Pattern(u32),
+    /// Anything else.
+    Data,
+}
+
+/// Looks for zeros and repeated words; ends at the first eight bytes that differ.
+pub(crate) fn shape(block: &[u8]) -> Shape {
+    let (words, _) = block.as_chunks::<8>();
+    let first = words[0];
+    if first[..4] != first[4..] || words.iter().any(|word| *word != first) {
+        return Shape::Data;
+    }
+    match u32::from_le_bytes([first[0], first[1], first[2], first[3]]) {
+        0 => Shape::Zero,
+        word => Shape::Pattern(word),
+    }
+}
+
+/// Fills a block with a repeated word.
+pub(crate) fn fill_pattern(block: &mut [u8], word: u32) {
+    for chunk in block.as_chunks_mut::<4>().0 {
+        *chunk = word.to_le_bytes();
+    }
+}
+
+/// 128 bits of BLAKE3 under the array's key: unforgeable, so that equal fingerprints mean equal blocks.
+pub(crate) fn fingerprint(key: &[u8; 32], block: &[u8]) -> Fingerprint {
+    let hash = blake3::keyed_hash(key, block);
+    let mut fingerprint = Fingerprint::default();
+    fingerprint.0.copy_from_slice(&hash.as_bytes()[..16]);
+    fingerprint
+}
+
+/// Room that `compress` needs behind what is there already.
+pub(crate) const COMPRESS_ROOM: usize = lz4_flex::block::get_maximum_output_size(BLOCK_BYTES);
+/// A block is stored compressed only if that saves at least an eighth.
+const WORTHWHILE: usize = BLOCK_BYTES - BLOCK_BYTES / 8;
+
+/// Appends the block to `out`, compressed if that is worth it, and returns the stored length: `BLOCK_BYTES` for
+/// a block that is not compressed.
+pub(crate) fn compress(block: &[u8], out: &mut Vec<u8>) -> usize {
+    let start = out.len();
+    out.resize(start + COMPRESS_ROOM, 0);
+    match lz4_flex::block::compress_into(block, &mut out[start..]) {
+        Ok(len) if len <= WORTHWHILE => {
+            out.truncate(start + len);
+            len
+        }
+        _ => {
+            out.truncate(start);
+            out.extend_from_slice(block);
+            BLOCK_BYTES
+        }
+    }
+}
+
+/// Undoes `compress`; `false` for bytes that are no compressed block.
+pub(crate) fn decompress(stored: &[u8], block: &mut [u8]) -> bool {
+    if stored.len() == BLOCK_BYTES {
+        block.copy_from_slice(stored);
+        return true;
+    }
+    matches!(lz4_flex::block::decompress_into(stored, block), Ok(BLOCK_BYTES))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_are_told_apart() {
+        let mut block = vec![0u8; BLOCK_BYTES];
+        assert_eq!(shape(&block), Shape::Zero);
+        fill_pattern(&mut block, 0x0102_0304);
+        assert_eq!(shape(&block), Shape::Pattern(0x0102_0304));
+        block[BLOCK_BYTES - 1] ^= 1;
+        assert_eq!(shape(&block), Shape::Data);
+    }
+
+    #[test]
+    fn what_was_compressed_comes_back() {
+        let text: Vec<u8> = (0..BLOCK_BYTES).map(|n| (n / 7 % 251) as u8).collect();
+        let noise: Vec<u8> =
+            (0..BLOCK_BYTES as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        for block in [text, noise] {
+            let mut out = vec![9u8; 3];
+            let len = compress(&block, &mut out);
+            assert_eq!(out.len(), 3 + len);
+            let mut back = vec![0u8; BLOCK_BYTES];
+            assert!(decompress(&out[3..], &mut back));
+            assert_eq!(back, block);
+        }
+        assert!(!decompress(&[0xff; 100], &mut vec![0u8; BLOCK_BYTES]));
+    }
+}

@@ -1,0 +1,177 @@
+//! Attempts under the lock, and what happens between them: reading pages, finding room.
+
+use crate::device::Device;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::location::Location;
+use crate::format::page::{PageKey, PagePointer, decode_page};
+use crate::units::{ByteCount, SegmentId};
+
+use super::Store;
+use super::core::{Core, Room, Stall};
+
+/// Who runs an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// A request: where room is short it waits for maintenance, or does it.
+    Request,
+    /// Whoever holds the maintenance role: room that is short is an error.
+    Maintenance,
+}
+
+/// How often a request lets maintenance make room before it gives up.
+const ROUNDS_MAX: u32 = 64;
+
+impl Store {
+    /// Attempts something under the lock until it succeeds, reading pages and making room in between. `attempt`
+    /// changes nothing unless it succeeds.
+    pub(crate) fn run<T>(
+        &self,
+        caller: Caller,
+        mut attempt: impl FnMut(&mut Core) -> Result<T, Stall>,
+    ) -> Result<T> {
+        let mut pinned: Vec<PageKey> = Vec::new();
+        let mut rounds = 0;
+        let outcome = loop {
+            let stall = {
+                let mut core = self.core.lock();
+                core.cache.begin_attempt();
+                match attempt(&mut core) {
+                    Ok(value) => break Ok(value),
+                    Err(stall) => stall,
+                }
+            };
+            let seen_to = match stall {
+                Stall::Load(key, pointer) => self.load(key, &pointer, &mut pinned),
+                Stall::Allocate(segment) => self.allocate(segment),
+                Stall::Room(room) => {
+                    // Waiting must hold nothing: what was brought in may go.
+                    self.unpin(&mut pinned);
+                    rounds += 1;
+                    match caller {
+                        Caller::Request => self.make_room(room, rounds),
+                        Caller::Maintenance => Err(no_room(room)),
+                    }
+                }
+                Stall::Fail(error) => Err(error),
+            };
+            if let Err(error) = seen_to {
+                break Err(error);
+            }
+        };
+        self.unpin(&mut pinned);
+        outcome
+    }
+
+    fn unpin(&self, pinned: &mut Vec<PageKey>) {
+        if !pinned.is_empty() {
+            let mut core = self.core.lock();
+            for key in pinned.drain(..) {
+                core.cache.unpin(key);
+            }
+        }
+    }
+
+    /// Reads a page into memory, from its second copy where the first is damaged, and pins it.
+    fn load(&self, key: PageKey, pointer: &PagePointer, pinned: &mut Vec<PageKey>) -> Result<()> {
+        let pool = self.short_id();
+        let mut found = None;
+        for location in [pointer.location, pointer.copy] {
+            if location.is_none() || found.is_some() {
+                continue;
+            }
+            let mut stored = vec![0u8; usize::from(location.len)];
+            if self.read_location(location, &mut stored).is_ok() {
+                found = decode_page(&stored, key, pointer, pool);
+            }
+        }
+        let mut core = self.core.lock();
+        // The pointer may have changed meanwhile: then the page that was read is not the newest, or was
+        // read from a place that now holds something else.
+        core.cache.begin_attempt();
+        if !core.cache.holds(key) && !matches!(core.pointer(key), Ok(now) if now == *pointer) {
+            return Ok(());
+        }
+        let Some((facts, page)) = found else {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("page {} of table {:?} (level {}) is damaged", key.number, key.table, key.level),
+            ));
+        };
+        core.cache.insert(key, page, facts);
+        core.cache.pin(key);
+        pinned.push(key);
+        Ok(())
+    }
+
+    /// Reads what lies at a location.
+    pub(crate) fn read_location(&self, location: Location, buffer: &mut [u8]) -> Result<()> {
+        let (device, offset) = self.place(location.segment, location.offset)?;
+        device.read_at(offset, buffer).map_err(|error| {
+            Error::caused(
+                ErrorKind::Device,
+                format!("reading {} bytes of {}", buffer.len(), device.name()),
+                error,
+            )
+        })
+    }
+
+    /// The device of a segment, and where an offset in it lies there.
+    pub(crate) fn place(
+        &self,
+        segment: SegmentId,
+        offset: u32,
+    ) -> Result<(&dyn Device, crate::units::DeviceOffset)> {
+        let place = self.geometry.place(segment, offset);
+        let (device, offset) = place.ok_or_else(|| {
+            Error::new(ErrorKind::Corrupt, format!("a pointer names segment {segment}, which does not exist"))
+        })?;
+        Ok((&*self.devices[device], offset))
+    }
+
+    /// Lets the host set room aside for a segment.
+    fn allocate(&self, segment: SegmentId) -> Result<()> {
+        let (device, offset) = self.place(segment, 0)?;
+        let len = ByteCount(u64::from(self.geometry.segment_bytes));
+        device.allocate(offset, len).map_err(|error| {
+            let kind = match error.kind() {
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+                _ => ErrorKind::Device,
+            };
+            Error::caused(kind, format!("making room for a segment on {}", device.name()), error)
+        })?;
+        self.core.lock().segments.room_found(segment);
+        Ok(())
+    }
+
+    /// Lets maintenance make room, or does it.
+    fn make_room(&self, room: Room, rounds: u32) -> Result<()> {
+        if rounds > ROUNDS_MAX {
+            return Err(no_room(room));
+        }
+        if !self.begin_maintenance_or_wait()? {
+            return Ok(());
+        }
+        let made = match room {
+            Room::Memory => self.checkpoint_in_role(),
+            Room::Segments => self.make_segments_free(),
+            Room::Space => match self.work_off_releases() {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(no_room(room)),
+                Err(error) => Err(error),
+            },
+        };
+        self.end_maintenance();
+        made
+    }
+}
+
+fn no_room(room: Room) -> Error {
+    Error::new(
+        ErrorKind::NoSpace,
+        match room {
+            Room::Memory => "no room for changes in memory",
+            Room::Segments => "no free segment: the pool is full",
+            Room::Space => "the pool is full",
+        },
+    )
+}

@@ -1,0 +1,216 @@
+//! Plain counters of the store, for whoever shows them.
+
+use std::sync::atomic::Ordering;
+
+use crate::error::Result;
+use crate::format::segment::SegmentKind;
+use crate::units::{BLOCK_BYTES, BlockCount, ObjectNumber};
+
+use super::Store;
+use super::geometry::FRAME_BYTES;
+use super::options::ObjectInfo;
+
+/// One consistent moment of the store. Sums are over the pool's life unless said otherwise.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StoreStatistics {
+    /// Bytes of all segments.
+    pub capacity_bytes: u64,
+    /// Of those, what writes may fill.
+    pub usable_bytes: u64,
+    /// Bytes that something refers to, metadata included.
+    pub live_bytes: u64,
+    /// Segments in use times their size, less the unwritten room in open ones.
+    pub used_bytes: u64,
+    /// Capacity that is not in use.
+    pub free_bytes: u64,
+    /// Live bytes of pages and roots.
+    pub metadata_bytes: u64,
+    /// Stored bytes of live blocks.
+    pub stored_data_bytes: u64,
+    /// Blocks stored.
+    pub unique_blocks: u64,
+    /// References to them, from all volumes; blocks below shared nodes once.
+    pub referenced_blocks: u64,
+    /// Mapped blocks over all volumes, patterns included.
+    pub mapped_blocks: u64,
+    /// Zero blocks found in writes.
+    pub zero_blocks_written: u64,
+    /// Pattern blocks found in writes.
+    pub pattern_blocks_written: u64,
+    /// Written blocks that were there already.
+    pub duplicate_blocks_written: u64,
+    /// Written blocks that were stored.
+    pub new_blocks_written: u64,
+    /// Of those, compressed ones.
+    pub compressed_blocks_written: u64,
+    /// Bytes that hosts have written.
+    pub bytes_in: u64,
+    /// Bytes saved by zeros and patterns.
+    pub pattern_saved_bytes: u64,
+    /// Bytes saved by deduplication.
+    pub dedup_saved_bytes: u64,
+    /// Bytes saved by compression.
+    pub compression_saved_bytes: u64,
+    /// Bytes appended to the log.
+    pub log_bytes_written: u64,
+    /// Bytes of pages and roots written.
+    pub metadata_bytes_written: u64,
+    /// Bytes moved by collection.
+    pub moved_bytes: u64,
+    /// Segments emptied by collection.
+    pub collected_segments: u64,
+    /// Victims looked at since the store was opened.
+    pub collections: u64,
+    /// Segments of the pool.
+    pub segment_count: u64,
+    /// Of those, free ones.
+    pub free_segments: u64,
+    /// Segments begun.
+    pub segment_erases: u64,
+    /// Least erase count of a segment.
+    pub erases_min: u64,
+    /// Greatest erase count of a segment.
+    pub erases_max: u64,
+    /// Mean erase count of a segment.
+    pub erases_avg: f64,
+    /// Checkpoints made.
+    pub checkpoints: u64,
+    /// Time they took since the store was opened.
+    pub checkpoint_nanoseconds: u64,
+    /// Log syncs since the store was opened.
+    pub log_syncs: u64,
+    /// Time they took.
+    pub log_sync_nanoseconds: u64,
+    /// Memory of cached pages, now.
+    pub cache_bytes: u64,
+    /// Memory of dirty pages among them, now.
+    pub dirty_bytes: u64,
+    /// Memory of the fingerprint index, now.
+    pub index_bytes: u64,
+    /// Memory of the change buffer, now, by estimate.
+    pub change_buffer_bytes: u64,
+    /// The newest operation.
+    pub lsn: u64,
+    /// The newest durable operation.
+    pub durable_lsn: u64,
+    /// Why writes are refused, if they are.
+    pub stopped: Option<String>,
+    /// Whether a write of one block would be refused for want of space.
+    pub full: bool,
+    /// Whether less than a sixteenth of the usable space is left.
+    pub near_full: bool,
+    /// Erase cycles that a segment is rated for.
+    pub rated_cycles: u64,
+    /// Blocks whose stored bytes have failed their check since the store was opened.
+    pub bad_blocks: u64,
+}
+
+impl Store {
+    /// The figures of this moment.
+    #[must_use]
+    pub fn statistics(&self) -> StoreStatistics {
+        let core = self.core.lock();
+        let counters = &core.counters;
+        let segment_bytes = u64::from(self.geometry.segment_bytes);
+        let (in_use, _) = core.segments.in_use();
+        let unwritten = core.unwritten_bytes();
+        let used_bytes = (in_use as u64 * segment_bytes).saturating_sub(unwritten);
+        let metadata_bytes = core
+            .segments
+            .iter()
+            .filter(|(_, entry)| matches!(entry.kind, SegmentKind::Metadata | SegmentKind::MetadataCopy))
+            .map(|(_, entry)| u64::from(entry.live_bytes))
+            .sum();
+        let (erases_min, erases_max, erases_avg) = core.segments.wear();
+        let accounted = core.accounted_bytes();
+        let left = self.geometry.usable_bytes.saturating_sub(accounted);
+        let capacity_bytes = self.geometry.capacity_bytes();
+        StoreStatistics {
+            capacity_bytes,
+            usable_bytes: self.geometry.usable_bytes,
+            live_bytes: core.segments.live_bytes(),
+            used_bytes,
+            free_bytes: capacity_bytes.saturating_sub(used_bytes),
+            metadata_bytes,
+            stored_data_bytes: counters.stored_bytes,
+            unique_blocks: counters.unique_blocks,
+            referenced_blocks: counters.referenced_blocks,
+            mapped_blocks: core.objects.iter().map(|object| object.mapped.0).sum(),
+            zero_blocks_written: counters.zero_blocks,
+            pattern_blocks_written: counters.pattern_blocks,
+            duplicate_blocks_written: counters.duplicate_blocks,
+            new_blocks_written: counters.new_blocks,
+            compressed_blocks_written: counters.compressed_blocks,
+            bytes_in: counters.bytes_in,
+            pattern_saved_bytes: (counters.zero_blocks + counters.pattern_blocks) * BLOCK_BYTES as u64,
+            dedup_saved_bytes: counters.duplicate_blocks * BLOCK_BYTES as u64,
+            compression_saved_bytes: counters.compression_saved_bytes,
+            log_bytes_written: counters.log_bytes,
+            metadata_bytes_written: counters.metadata_bytes,
+            moved_bytes: counters.moved_bytes,
+            collected_segments: counters.collected_segments,
+            collections: self.figures.collections.load(Ordering::Relaxed),
+            segment_count: u64::from(core.segments.count()),
+            free_segments: core.segments.free() as u64,
+            segment_erases: counters.segment_erases,
+            erases_min: u64::from(erases_min),
+            erases_max: u64::from(erases_max),
+            erases_avg,
+            checkpoints: counters.checkpoints,
+            checkpoint_nanoseconds: self.figures.checkpoint_nanoseconds.load(Ordering::Relaxed),
+            log_syncs: self.figures.log_syncs.load(Ordering::Relaxed),
+            log_sync_nanoseconds: self.figures.log_sync_nanoseconds.load(Ordering::Relaxed),
+            cache_bytes: core.cache.pages() as u64 * FRAME_BYTES,
+            dirty_bytes: core.cache.dirty_pages() as u64 * FRAME_BYTES,
+            index_bytes: self.index.bytes(),
+            change_buffer_bytes: (core.block_changes.len() + core.node_changes.len()) as u64 * 40,
+            lsn: core.log.committed().0,
+            durable_lsn: core.log.durable.0,
+            stopped: core.stopped.clone(),
+            full: left < 2 * 4160 + BLOCK_BYTES as u64,
+            near_full: left < self.geometry.usable_bytes / 16,
+            rated_cycles: u64::from(self.options.rated_cycles),
+            bad_blocks: core.bad_blocks.len() as u64,
+        }
+    }
+
+    /// All objects, in no order.
+    ///
+    /// # Errors
+    /// None at present: objects are held in memory.
+    pub fn objects(&self) -> Result<Vec<ObjectInfo>> {
+        let core = self.core.lock();
+        Ok(core
+            .objects
+            .iter()
+            .map(|slot| ObjectInfo {
+                number: slot.number,
+                size: slot.size,
+                mapped: slot.mapped,
+                opaque: slot.opaque.clone(),
+            })
+            .collect())
+    }
+
+    /// Size of an object.
+    #[must_use]
+    pub fn object_size(&self, object: ObjectNumber) -> Option<BlockCount> {
+        self.core.lock().objects.get(object).map(|slot| slot.size)
+    }
+
+    /// Mapped blocks of an object.
+    #[must_use]
+    pub fn object_mapped(&self, object: ObjectNumber) -> Option<BlockCount> {
+        self.core.lock().objects.get(object).map(|slot| slot.mapped)
+    }
+}
+
+impl super::core::Core {
+    /// Room in open segments that nothing was written to yet, the log's reserved successor included.
+    fn unwritten_bytes(&self) -> u64 {
+        let segment_bytes = self.geometry.segment_bytes;
+        let log = u64::from(segment_bytes - self.log.position.offset) + u64::from(segment_bytes);
+        let streams = [&self.moved, &self.metadata, &self.metadata_copy];
+        log + streams.iter().map(|stream| stream.room(segment_bytes) as u64).sum::<u64>()
+    }
+}
