@@ -1,0 +1,101 @@
+//! What an export asks of a volume.
+
+use crate::error::Result;
+use crate::units::{ByteCount, Lsn};
+
+/// Where an operation stands in the array's order. A caller keeps the highest of a group of
+/// requests and acknowledges them together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Commit(pub Lsn);
+
+/// What a stretch of a volume holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// Stored data.
+    Data,
+    /// Nothing: reads as zeros and takes no space.
+    Hole,
+    /// A repeated 32-bit word: not zero, and takes no space.
+    Pattern,
+}
+
+/// A stretch of equal kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Length in bytes.
+    pub len: ByteCount,
+    /// What it holds.
+    pub kind: ExtentKind,
+}
+
+/// One volume (or snapshot) as the exports see it. All offsets and lengths are in bytes and may be
+/// unaligned. A range that reaches past the end is `Invalid`, and changes nothing.
+///
+/// Writing verbs *commit*: afterwards every reader sees the change, but it may only be answered to
+/// a client once `acknowledge` (the process may die) or `make_durable` (the power may fail) has
+/// returned for the commit they gave.
+pub trait BlockService: Send + Sync {
+    /// Size in bytes. Grows when the volume is resized.
+    fn size(&self) -> ByteCount;
+
+    /// Whether writing verbs are refused with `ReadOnly`.
+    fn read_only(&self) -> bool;
+
+    /// Fills `buffer`, if that needs no waiting for a device; else `Ok(false)` and an undefined
+    /// buffer.
+    ///
+    /// # Errors
+    /// `Invalid`, `Corrupt`, `Device`.
+    fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Result<bool>;
+
+    /// Fills `buffer`; may wait for a device.
+    ///
+    /// # Errors
+    /// `Invalid`, `Corrupt`, `Device`.
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+
+    /// Writes `data`; may wait for room.
+    ///
+    /// # Errors
+    /// `Invalid`, `ReadOnly`, `NoSpace`, `Stopped`, `Device`, `Corrupt` (an unaligned edge over a
+    /// damaged block).
+    fn write(&self, offset: u64, data: &[u8]) -> Result<Commit>;
+
+    /// Makes the range read as zeros and gives its space back. Costs by the tree nodes it touches.
+    ///
+    /// # Errors
+    /// As `write`.
+    fn write_zeroes(&self, offset: u64, len: ByteCount) -> Result<Commit>;
+
+    /// Like `write_zeroes`, for whole blocks only: unaligned edges keep what they hold.
+    ///
+    /// # Errors
+    /// As `write`.
+    fn trim(&self, offset: u64, len: ByteCount) -> Result<Commit>;
+
+    /// Hands everything up to `commit` to the operating system: the death of the process no longer
+    /// loses it. One call serves a whole group of requests.
+    ///
+    /// # Errors
+    /// `Stopped`, `Device`.
+    fn acknowledge(&self, commit: Commit) -> Result<()>;
+
+    /// Waits until everything up to `commit` is durable.
+    ///
+    /// # Errors
+    /// `Stopped`, `Device`.
+    fn make_durable(&self, commit: Commit) -> Result<()>;
+
+    /// Makes everything durable that was acknowledged on any connection before the call.
+    ///
+    /// # Errors
+    /// `Stopped`, `Device`.
+    fn flush(&self) -> Result<()>;
+
+    /// What the range holds, as at most `extents_max` stretches (at least one) from `offset` on;
+    /// neighbouring ones differ. They may end before the range does.
+    ///
+    /// # Errors
+    /// `Invalid`, `Corrupt`, `Device`.
+    fn block_status(&self, offset: u64, len: ByteCount, extents_max: usize) -> Result<Vec<Extent>>;
+}

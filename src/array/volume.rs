@@ -1,0 +1,339 @@
+//! One connection's view of a volume: byte ranges in, whole blocks to the store.
+//!
+//! Aligned requests go to the store as they are, without a copy and in one call; it splits what is
+//! large. An unaligned edge is read, changed and written as a whole block, in its turn
+//! (`range_lock`). Nothing is cached here, and no lock is held while the store works.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::store::MappingKind;
+use crate::store::Store;
+use crate::units::BLOCK_BYTES;
+use crate::units::BlockCount;
+use crate::units::ByteCount;
+use crate::units::Lba;
+use crate::units::Lsn;
+use crate::units::ObjectNumber;
+use crate::units::Uuid;
+
+use super::catalog::not_found;
+use super::info::VolumeCounters;
+use super::range_lock::RangeLock;
+use super::service::BlockService;
+use super::service::Commit;
+use super::service::Extent;
+use super::service::ExtentKind;
+use super::split::Edge;
+use super::split::Split;
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// What all connections of one volume share.
+pub(super) struct SharedVolume {
+    store: Arc<Store>,
+    number: ObjectNumber,
+    id: Uuid,
+    /// In bytes: whole blocks. Only grows.
+    size: AtomicU64,
+    /// Set for good once the volume is out of the catalog.
+    deleted: AtomicBool,
+    /// Raised under the catalog's lock only, so that a delete can decide by it.
+    connections: AtomicU64,
+    ranges: RangeLock,
+    read_ops: AtomicU64,
+    read_bytes: AtomicU64,
+    write_ops: AtomicU64,
+    write_bytes: AtomicU64,
+}
+
+impl SharedVolume {
+    pub(super) fn new(store: Arc<Store>, number: ObjectNumber, id: Uuid, size: ByteCount) -> SharedVolume {
+        SharedVolume {
+            store,
+            number,
+            id,
+            size: AtomicU64::new(size.0),
+            deleted: AtomicBool::new(false),
+            connections: AtomicU64::new(0),
+            ranges: RangeLock::default(),
+            read_ops: AtomicU64::new(0),
+            read_bytes: AtomicU64::new(0),
+            write_ops: AtomicU64::new(0),
+            write_bytes: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn number(&self) -> ObjectNumber {
+        self.number
+    }
+
+    pub(super) fn size(&self) -> ByteCount {
+        ByteCount(self.size.load(Ordering::Acquire))
+    }
+
+    pub(super) fn set_size(&self, size: ByteCount) {
+        self.size.store(size.0, Ordering::Release);
+    }
+
+    pub(super) fn set_deleted(&self, deleted: bool) {
+        self.deleted.store(deleted, Ordering::Release);
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.connections.load(Ordering::Acquire) > 0
+    }
+
+    pub(super) fn counters(&self) -> VolumeCounters {
+        VolumeCounters {
+            read_ops: self.read_ops.load(Ordering::Relaxed),
+            read_bytes: self.read_bytes.load(Ordering::Relaxed),
+            write_ops: self.write_ops.load(Ordering::Relaxed),
+            write_bytes: self.write_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    fn alive(&self) -> Result<()> {
+        if self.deleted.load(Ordering::Acquire) { Err(not_found(self.id)) } else { Ok(()) }
+    }
+
+    /// A result as the client may see it. What the store said of a volume that was deleted meanwhile
+    /// says nothing: not even zeros are believed.
+    fn unless_deleted<T>(&self, result: Result<T>) -> Result<T> {
+        self.alive().and(result)
+    }
+
+    /// Whether the volume has the range, whose length in bytes is given.
+    fn check(&self, offset: u64, len: u64) -> Result<()> {
+        self.alive()?;
+        let size = self.size();
+        if offset.checked_add(len).is_some_and(|end| end <= size.0) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Invalid,
+            format!("{len} bytes at offset {offset} reach past the volume's size of {size} bytes"),
+        ))
+    }
+
+    /// Fills `buffer`; `Ok(false)` where that would have to wait and may not.
+    fn fill(&self, offset: u64, buffer: &mut [u8], wait: bool) -> Result<bool> {
+        let len = buffer.len() as u64;
+        self.check(offset, len)?;
+        let split = Split::of(offset, len);
+        let (head, rest) = buffer.split_at_mut(split.head_len());
+        let (whole, tail) = rest.split_at_mut(rest.len() - split.tail_len());
+        let filled = self.fill_edge(split.head, head, wait)?
+            && (whole.is_empty() || self.store.read(self.number, split.first, whole, wait)?)
+            && self.fill_edge(split.tail, tail, wait)?;
+        if filled {
+            self.read_ops.fetch_add(1, Ordering::Relaxed);
+            self.read_bytes.fetch_add(len, Ordering::Relaxed);
+        }
+        Ok(filled)
+    }
+
+    fn fill_edge(&self, edge: Option<Edge>, part: &mut [u8], wait: bool) -> Result<bool> {
+        let Some(edge) = edge else { return Ok(true) };
+        let mut block = [0u8; BLOCK_BYTES];
+        let filled = self.store.read(self.number, edge.lba, &mut block, wait)?;
+        part.copy_from_slice(&block[edge.from..edge.from + edge.len]);
+        Ok(filled)
+    }
+
+    /// What the edge's block holds once `part` is in it.
+    fn changed_block(&self, edge: Option<Edge>, part: Part<'_>) -> Result<Option<(Lba, [u8; BLOCK_BYTES])>> {
+        let Some(edge) = edge else { return Ok(None) };
+        let mut block = [0u8; BLOCK_BYTES];
+        self.store.read(self.number, edge.lba, &mut block, true)?;
+        let place = &mut block[edge.from..edge.from + edge.len];
+        match part {
+            Part::Bytes(bytes) => place.copy_from_slice(bytes),
+            Part::Zeros => place.fill(0),
+        }
+        Ok(Some((edge.lba, block)))
+    }
+
+    fn write_block(&self, changed: Option<(Lba, [u8; BLOCK_BYTES])>) -> Result<Lsn> {
+        match changed {
+            Some((lba, block)) => Ok(self.store.write(self.number, lba, &block)?.lsn),
+            None => Ok(Lsn::default()),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<Commit> {
+        let len = data.len() as u64;
+        self.check(offset, len)?;
+        if data.is_empty() {
+            return Ok(Commit::default());
+        }
+        let split = Split::of(offset, len);
+        let (head, rest) = data.split_at(split.head_len());
+        let (whole, tail) = rest.split_at(rest.len() - split.tail_len());
+        let _turn = self.ranges.take_turn(&split);
+        // Both edges are read before anything is written: a damaged one changes nothing.
+        let head = self.changed_block(split.head, Part::Bytes(head))?;
+        let tail = self.changed_block(split.tail, Part::Bytes(tail))?;
+        let mut newest = self.write_block(head)?;
+        if !whole.is_empty() {
+            newest = newest.max(self.store.write(self.number, split.first, whole)?.lsn);
+        }
+        newest = newest.max(self.write_block(tail)?);
+        self.write_ops.fetch_add(1, Ordering::Relaxed);
+        self.write_bytes.fetch_add(len, Ordering::Relaxed);
+        Ok(Commit(newest))
+    }
+
+    fn write_zeroes(&self, offset: u64, len: ByteCount) -> Result<Commit> {
+        self.check(offset, len.0)?;
+        if len.0 == 0 {
+            return Ok(Commit::default());
+        }
+        let split = Split::of(offset, len.0);
+        let _turn = self.ranges.take_turn(&split);
+        let head = self.changed_block(split.head, Part::Zeros)?;
+        let tail = self.changed_block(split.tail, Part::Zeros)?;
+        let mut newest = self.write_block(head)?;
+        newest = newest.max(self.zero_whole(&split)?);
+        newest = newest.max(self.write_block(tail)?);
+        Ok(Commit(newest))
+    }
+
+    fn trim(&self, offset: u64, len: ByteCount) -> Result<Commit> {
+        self.check(offset, len.0)?;
+        let split = Split { head: None, tail: None, ..Split::of(offset, len.0) };
+        if split.whole.0 == 0 {
+            return Ok(Commit::default());
+        }
+        let _turn = self.ranges.take_turn(&split);
+        Ok(Commit(self.zero_whole(&split)?))
+    }
+
+    fn zero_whole(&self, split: &Split) -> Result<Lsn> {
+        if split.whole.0 == 0 {
+            return Ok(Lsn::default());
+        }
+        self.store.zero(self.number, split.first, split.whole)
+    }
+
+    fn block_status(&self, offset: u64, len: ByteCount, extents_max: usize) -> Result<Vec<Extent>> {
+        self.check(offset, len.0)?;
+        if len.0 == 0 {
+            return Err(Error::new(ErrorKind::Invalid, "the status of no bytes is asked for"));
+        }
+        let end = offset + len.0;
+        let first = offset / BLOCK;
+        let count = BlockCount(end.div_ceil(BLOCK) - first);
+        let runs = self.store.map_status(self.number, Lba(first), count, extents_max.max(1))?;
+        let mut extents: Vec<Extent> = Vec::with_capacity(runs.len());
+        let mut at = offset;
+        let mut run_end = BlockCount(first).bytes().0;
+        for run in runs {
+            if at == end {
+                break;
+            }
+            run_end += run.blocks.bytes().0;
+            let len = ByteCount(run_end.min(end) - at);
+            at += len.0;
+            let kind = match run.kind {
+                MappingKind::Data => ExtentKind::Data,
+                MappingKind::Hole => ExtentKind::Hole,
+                MappingKind::Pattern => ExtentKind::Pattern,
+            };
+            match extents.last_mut() {
+                Some(last) if last.kind == kind => last.len.0 += len.0,
+                _ => extents.push(Extent { len, kind }),
+            }
+        }
+        Ok(extents)
+    }
+}
+
+/// What goes into a part of a block.
+enum Part<'a> {
+    Bytes(&'a [u8]),
+    Zeros,
+}
+
+/// A volume, open for one client. While it is not dropped, the volume is in use.
+pub struct Volume {
+    shared: Arc<SharedVolume>,
+}
+
+impl Volume {
+    /// Opens the volume once more. The caller holds the catalog's lock.
+    pub(super) fn connect(shared: Arc<SharedVolume>) -> Volume {
+        shared.connections.fetch_add(1, Ordering::AcqRel);
+        Volume { shared }
+    }
+
+    /// The volume's id.
+    #[must_use]
+    pub fn id(&self) -> Uuid {
+        self.shared.id
+    }
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        self.shared.connections.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Every verb but `size`, `read_only`, `acknowledge` and `make_durable` answers `NotFound` once the
+/// volume has been deleted: what was written before may still be acknowledged.
+impl BlockService for Volume {
+    fn size(&self) -> ByteCount {
+        self.shared.size()
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Result<bool> {
+        self.shared.unless_deleted(self.shared.fill(offset, buffer, false))
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let filled = self.shared.unless_deleted(self.shared.fill(offset, buffer, true))?;
+        if filled {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Device, format!("a read at offset {offset} was not carried out")))
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<Commit> {
+        self.shared.unless_deleted(self.shared.write(offset, data))
+    }
+
+    fn write_zeroes(&self, offset: u64, len: ByteCount) -> Result<Commit> {
+        self.shared.unless_deleted(self.shared.write_zeroes(offset, len))
+    }
+
+    fn trim(&self, offset: u64, len: ByteCount) -> Result<Commit> {
+        self.shared.unless_deleted(self.shared.trim(offset, len))
+    }
+
+    fn acknowledge(&self, commit: Commit) -> Result<()> {
+        self.shared.store.write_out(commit.0)
+    }
+
+    fn make_durable(&self, commit: Commit) -> Result<()> {
+        self.shared.store.make_durable(commit.0)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.shared.alive()?;
+        self.shared.store.make_durable(self.shared.store.last_lsn())
+    }
+
+    fn block_status(&self, offset: u64, len: ByteCount, extents_max: usize) -> Result<Vec<Extent>> {
+        self.shared.unless_deleted(self.shared.block_status(offset, len, extents_max))
+    }
+}
