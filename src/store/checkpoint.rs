@@ -73,7 +73,8 @@ impl Store {
         Store::let_go_of_root(&mut self.core.lock(), &old_root);
         {
             let mut core = self.core.lock();
-            picture.root.log_chain = core.log.chain_found.take().unwrap_or(core.log.chain);
+            let chain = core.log.chain_found.take();
+            picture.root.log_chain = chain.expect("the log was written out up to the picture");
             core.log.chain_wanted_at = None;
             picture.root.tables = core.roots;
             core.align_append(Stream::Moved);

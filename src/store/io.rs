@@ -143,9 +143,10 @@ impl Store {
             core.log.durable_stated = finishing.header.durable_lsn;
             core.log.chain = finishing.chain;
             core.log.finished_batches = finishing.finished;
-            if finishing.chain_found.is_some() {
-                core.log.chain_found = finishing.chain_found;
-            }
+            // A picture may have been taken while this writer was under way, right behind its last batch.
+            let at_end = core.log.chain_wanted_at == Some(finishing.finished);
+            let found = finishing.chain_found.or(at_end.then_some(finishing.chain));
+            core.log.chain_found = core.log.chain_found.or(found);
             core.log.devices_written |= finishing.devices;
             if core.log.unsynced_since.is_none() && !empty {
                 core.log.unsynced_since = Some(self.environment.clock.monotonic());
