@@ -57,6 +57,12 @@ impl Store {
     /// Makes a checkpoint; the caller holds the maintenance role. After an error the store stops.
     pub(crate) fn checkpoint_in_role(&self) -> Result<()> {
         self.core.lock().writable()?;
+        self.merge_changes().map_err(|error| self.stop(&error))?;
+        self.checkpoint_without_merge()
+    }
+
+    /// As `checkpoint_in_role`, all changes of counts staying in the buffer.
+    pub(crate) fn checkpoint_without_merge(&self) -> Result<()> {
         let before = self.environment.clock.monotonic();
         self.make_checkpoint().map_err(|error| self.stop(&error))?;
         self.note_checkpoint_time(self.environment.clock.monotonic().saturating_sub(before));
@@ -65,7 +71,6 @@ impl Store {
     }
 
     fn make_checkpoint(&self) -> Result<()> {
-        self.merge_changes()?;
         let mut picture = self.take_picture();
         self.write_out(picture.root.lsn)?;
         self.write_pages(&mut picture)?;

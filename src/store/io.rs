@@ -137,7 +137,10 @@ impl Store {
         let outcome = self.write_closed(&work, &mut finishing);
         let mut core = self.core.lock();
         core.log.writing = false;
-        if outcome.is_ok() {
+        if let Err(error) = &outcome {
+            // In this hold of the lock: what was taken is lost, and nobody may find that all is written.
+            core.stopped.get_or_insert_with(|| error.to_string());
+        } else {
             let empty = up_to <= core.log.written;
             core.log.written = core.log.written.max(up_to);
             core.log.durable_stated = finishing.header.durable_lsn;

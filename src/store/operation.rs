@@ -5,12 +5,12 @@ use crate::error::{Error, ErrorKind};
 use crate::format::batch::{LoggedOperation, MappingRecord};
 use crate::format::location::Location;
 use crate::format::objects::{OBJECTS_MAX, OPAQUE_BYTES_MAX, ObjectSlot};
-use crate::format::page::{BLOCK_ENTRIES_PER_PAGE, BlockEntry, Mapping};
+use crate::format::page::{BLOCK_ENTRIES_PER_PAGE, BlockEntry, Mapping, Table};
 use crate::format::to_grain;
 use crate::units::{BLOCK_BYTES, BlockCount, BlockId, Lba, MapNodeId, ObjectNumber, SegmentId};
 
 use super::blocks::ids::Space;
-use super::blocks::table::block_page;
+use super::blocks::table::{block_page, count_page};
 use super::core::{Core, Room, Stall};
 use super::map::change::Needs;
 use super::map::zero::ZeroPlan;
@@ -88,6 +88,11 @@ impl Core {
             }
         }
         self.prepare_ids(Space::Nodes, needs.nodes)?;
+        // A later step of the operation may ask whether a node that an earlier one added is shared.
+        let added: Vec<u64> = self.node_ids.upcoming(needs.nodes).collect();
+        for node in added {
+            self.bring_in(count_page(Table::NodeCounts, node))?;
+        }
         Ok((prepared, needs))
     }
 

@@ -243,7 +243,7 @@ impl Store {
             core.log.written = Lsn(walk.next_lsn.0 - 1);
             core.log.durable = core.log.written;
             core.log.durable_stated = core.log.written;
-            let short = core.memory_is_short();
+            let short = core.cache.dirty_pages() >= core.geometry.dirty_start;
             drop(core);
             if short && !chain.damage.is_empty() {
                 let what = "a damaged log is longer than memory can replay without writing";
@@ -260,7 +260,8 @@ impl Store {
         Ok(())
     }
 
-    /// A checkpoint at a place in the middle of the chain that is being replayed.
+    /// A checkpoint at a place in the middle of the chain that is being replayed. It merges no counts: a block
+    /// that counts nothing here may have been found alive, and shared anew, by an operation further on.
     fn checkpoint_in_replay(&self, walk: &Walk) -> Result<()> {
         {
             let mut core = self.core.lock();
@@ -269,7 +270,7 @@ impl Store {
             core.log.position.offset = walk.offset;
             core.log.position.successor = walk.successor;
         }
-        self.checkpoint_in_role()?;
+        self.checkpoint_without_merge()?;
         let mut core = self.core.lock();
         core.log.align_next = false;
         Ok(())
@@ -313,11 +314,5 @@ impl Core {
         }
         self.apply_operation(operation, &prepared, place);
         Ok(())
-    }
-
-    /// Whether replay must write pages before it goes on.
-    fn memory_is_short(&self) -> bool {
-        let changes = self.block_changes.len() + self.node_changes.len();
-        self.cache.dirty_pages() >= self.geometry.dirty_start || changes >= self.geometry.changes / 2
     }
 }

@@ -1,0 +1,73 @@
+//! The simulator: a store on faulty disks, under one seed, crashed at any I/O, and compared with plain maps.
+//!
+//! `SINTER_SIM_CRASHES` sets how many crashes the long tests make, `SINTER_SIM_SEED` runs one seed alone.
+
+#![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+mod model;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use sinter::store::PlantedFaults;
+
+use world::{Crash, World};
+
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|value| value.parse().ok())
+}
+
+/// One machine's life under one seed: a few rounds of work, each ended by a crash. The crashes it made.
+fn live(seed: u64, faults: PlantedFaults, threads: bool) -> u64 {
+    let (mut world, mut store) = World::new(seed, faults);
+    let rounds = 2 + world.numbers.below(8);
+    for _ in 0..rounds {
+        let stop = world.numbers.below(1500);
+        if world.numbers.chance(9, 10) {
+            world.plan.stop_after(stop);
+        }
+        let steps = 10 + world.numbers.below(150);
+        if threads && world.numbers.chance(1, 2) {
+            world.threads(&store, steps / 2);
+        } else {
+            world.alone(&store, steps);
+        }
+        let crash = if world.numbers.chance(2, 3) { Crash::Power } else { Crash::Process };
+        drop(store);
+        store = world.reopen(crash, true).0;
+    }
+    world.crashes
+}
+
+fn sweep(name: &str, first_seed: u64, crashes_wanted: u64, threads: bool) {
+    if let Some(seed) = from_environment("SINTER_SIM_SEED") {
+        live(seed, PlantedFaults::default(), threads);
+        return;
+    }
+    let mut crashes = 0;
+    let mut seed = first_seed;
+    while crashes < crashes_wanted {
+        let made = catch_unwind(AssertUnwindSafe(|| live(seed, PlantedFaults::default(), threads)));
+        crashes += made.unwrap_or_else(|_| {
+            panic!("seed {seed} failed; replay: SINTER_SIM_SEED={seed} cargo test --test simulation {name}")
+        });
+        seed += 1;
+    }
+    println!("{name}: {crashes} crashes under {} seeds", seed - first_seed);
+}
+
+fn crashes_wanted() -> u64 {
+    from_environment("SINTER_SIM_CRASHES").unwrap_or(2000)
+}
+
+/// P1, P2, P5, P6: one client at a time.
+#[test]
+fn p1_every_promise_survives_a_crash_at_any_io() {
+    sweep("p1_every_promise_survives_a_crash_at_any_io", 1, crashes_wanted() * 3 / 4, false);
+}
+
+/// P1 with several clients and all background work as threads under the baton.
+#[test]
+fn p1_every_promise_survives_a_crash_among_threads() {
+    sweep("p1_every_promise_survives_a_crash_among_threads", 1_000_000, crashes_wanted() / 4, true);
+}
