@@ -71,3 +71,40 @@ fn p1_every_promise_survives_a_crash_at_any_io() {
 fn p1_every_promise_survives_a_crash_among_threads() {
     sweep("p1_every_promise_survives_a_crash_among_threads", 1_000_000, crashes_wanted() / 4, true);
 }
+
+/// How many crashes it takes until a planted fault shows; `None` when `crashes_max` do not show it.
+fn crashes_until_found(faults: PlantedFaults, crashes_max: u64) -> Option<u64> {
+    let mut crashes = 0;
+    let mut seed = 2_000_000;
+    while crashes < crashes_max {
+        // A panic is the simulator's way to say that it has found something.
+        match catch_unwind(AssertUnwindSafe(|| live(seed, faults, false))) {
+            Ok(made) => crashes += made,
+            Err(_) => return Some(crashes + 1),
+        }
+        seed += 1;
+    }
+    None
+}
+
+/// The simulator is only worth its name if it finds what breaks a rule.
+#[test]
+fn planted_faults_are_found() {
+    let sound = PlantedFaults::default();
+    let planted = [
+        ("no sync before the superblock", PlantedFaults { no_sync_before_superblock: true, ..sound }),
+        ("ids reused at once", PlantedFaults { reuse_ids_at_once: true, ..sound }),
+        ("batch before and incarnation ignored", PlantedFaults { ignore_chain: true, ..sound }),
+        ("decrement before increment", PlantedFaults { decrement_first: true, ..sound }),
+        ("segments erased early", PlantedFaults { erase_early: true, ..sound }),
+        ("counts that wrap", PlantedFaults { wrap_counts: true, ..sound }),
+    ];
+    let mut missed = Vec::new();
+    for (name, faults) in planted {
+        match crashes_until_found(faults, 10_000) {
+            Some(crashes) => println!("planted fault found after {crashes} crashes: {name}"),
+            None => missed.push(name),
+        }
+    }
+    assert!(missed.is_empty(), "planted faults that were not found: {missed:?}");
+}

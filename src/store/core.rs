@@ -147,7 +147,7 @@ pub struct PlantedFaults {
     pub no_sync_before_superblock: bool,
     /// Freed ids are given out again at once.
     pub reuse_ids_at_once: bool,
-    /// Batches are taken whatever batch they say is before them.
+    /// A batch is taken for its number alone, whatever opening and batch before it it names.
     pub ignore_chain: bool,
     /// A merge looks at decrements before it looks at increments.
     pub decrement_first: bool,

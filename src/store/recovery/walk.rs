@@ -84,9 +84,8 @@ impl Walk {
         let header = &batch.header;
         let fits = header.kind == BatchKind::Log
             && header.pool == store.short_id()
-            && header.incarnation == self.incarnation
             && header.first_lsn == self.next_lsn
-            && (header.previous == self.chain || self.ignore_chain);
+            && (self.ignore_chain || (header.incarnation == self.incarnation && header.previous == self.chain));
         if !fits {
             return Ok(None);
         }
