@@ -47,6 +47,7 @@ pub use service::Commit;
 pub use service::Extent;
 pub use service::ExtentKind;
 pub use volume::Volume;
+pub use volume::WriteReport;
 
 use catalog::Catalog;
 use catalog::Entry;

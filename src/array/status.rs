@@ -57,13 +57,13 @@ fn store_problems(store: &StoreStatistics) -> Vec<Problem> {
     if store.full {
         add(
             "the pool is full: writes that need space are refused".to_owned(),
-            "trim or delete what is not needed: `sinter volume list -s used_bytes` shows who holds most",
+            "trim or delete what is not needed: `sinter volume list -s used` shows who holds most",
         );
     } else if store.near_full {
         let free = store.usable_bytes.saturating_sub(store.live_bytes);
         add(
             format!("the pool is nearly full: {free} of {} usable bytes are left", store.usable_bytes),
-            "trim or delete what is not needed: `sinter volume list -s used_bytes` shows who holds most",
+            "trim or delete what is not needed: `sinter volume list -s used` shows who holds most",
         );
     }
     problems

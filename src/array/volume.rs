@@ -14,6 +14,7 @@ use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::store::MappingKind;
 use crate::store::Store;
+use crate::store::WriteOutcome;
 use crate::units::BLOCK_BYTES;
 use crate::units::BlockCount;
 use crate::units::ByteCount;
@@ -159,18 +160,18 @@ impl SharedVolume {
         Ok(Some((edge.lba, block)))
     }
 
-    fn write_block(&self, changed: Option<(Lba, [u8; BLOCK_BYTES])>) -> Result<Lsn> {
+    fn write_block(&self, changed: Option<(Lba, [u8; BLOCK_BYTES])>) -> Result<WriteReport> {
         match changed {
-            Some((lba, block)) => Ok(self.store.write(self.number, lba, &block)?.lsn),
-            None => Ok(Lsn::default()),
+            Some((lba, block)) => Ok(self.store.write(self.number, lba, &block)?.into()),
+            None => Ok(WriteReport::default()),
         }
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> Result<Commit> {
+    fn write(&self, offset: u64, data: &[u8]) -> Result<WriteReport> {
         let len = data.len() as u64;
         self.check(offset, len)?;
         if data.is_empty() {
-            return Ok(Commit::default());
+            return Ok(WriteReport::default());
         }
         let split = Split::of(offset, len);
         let (head, rest) = data.split_at(split.head_len());
@@ -179,14 +180,14 @@ impl SharedVolume {
         // Both edges are read before anything is written: a damaged one changes nothing.
         let head = self.changed_block(split.head, Part::Bytes(head))?;
         let tail = self.changed_block(split.tail, Part::Bytes(tail))?;
-        let mut newest = self.write_block(head)?;
+        let mut report = self.write_block(head)?;
         if !whole.is_empty() {
-            newest = newest.max(self.store.write(self.number, split.first, whole)?.lsn);
+            report = report.and(self.store.write(self.number, split.first, whole)?.into());
         }
-        newest = newest.max(self.write_block(tail)?);
+        report = report.and(self.write_block(tail)?);
         self.write_ops.fetch_add(1, Ordering::Relaxed);
         self.write_bytes.fetch_add(len, Ordering::Relaxed);
-        Ok(Commit(newest))
+        Ok(report)
     }
 
     fn write_zeroes(&self, offset: u64, len: ByteCount) -> Result<Commit> {
@@ -198,10 +199,10 @@ impl SharedVolume {
         let _turn = self.ranges.take_turn(&split);
         let head = self.changed_block(split.head, Part::Zeros)?;
         let tail = self.changed_block(split.tail, Part::Zeros)?;
-        let mut newest = self.write_block(head)?;
-        newest = newest.max(self.zero_whole(&split)?);
-        newest = newest.max(self.write_block(tail)?);
-        Ok(Commit(newest))
+        let mut newest = self.write_block(head)?.commit;
+        newest = newest.max(Commit(self.zero_whole(&split)?));
+        newest = newest.max(self.write_block(tail)?.commit);
+        Ok(newest)
     }
 
     fn trim(&self, offset: u64, len: ByteCount) -> Result<Commit> {
@@ -260,6 +261,38 @@ enum Part<'a> {
     Zeros,
 }
 
+/// How a write went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteReport {
+    /// What it committed.
+    pub commit: Commit,
+    /// Its blocks that were there already.
+    pub duplicate_blocks: u32,
+    /// Its blocks that were stored compressed.
+    pub compressed_blocks: u32,
+}
+
+impl WriteReport {
+    /// Both writes together.
+    fn and(self, other: WriteReport) -> WriteReport {
+        WriteReport {
+            commit: self.commit.max(other.commit),
+            duplicate_blocks: self.duplicate_blocks.saturating_add(other.duplicate_blocks),
+            compressed_blocks: self.compressed_blocks.saturating_add(other.compressed_blocks),
+        }
+    }
+}
+
+impl From<WriteOutcome> for WriteReport {
+    fn from(outcome: WriteOutcome) -> WriteReport {
+        WriteReport {
+            commit: Commit(outcome.lsn),
+            duplicate_blocks: outcome.duplicate_blocks,
+            compressed_blocks: outcome.compressed_blocks,
+        }
+    }
+}
+
 /// A volume, open for one client. While it is not dropped, the volume is in use.
 pub struct Volume {
     shared: Arc<SharedVolume>,
@@ -276,6 +309,14 @@ impl Volume {
     #[must_use]
     pub fn id(&self) -> Uuid {
         self.shared.id
+    }
+
+    /// Like [`BlockService::write`], and says how the data was reduced.
+    ///
+    /// # Errors
+    /// As [`BlockService::write`].
+    pub fn write_reported(&self, offset: u64, data: &[u8]) -> Result<WriteReport> {
+        self.shared.unless_deleted(self.shared.write(offset, data))
     }
 }
 
@@ -309,7 +350,7 @@ impl BlockService for Volume {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<Commit> {
-        self.shared.unless_deleted(self.shared.write(offset, data))
+        self.write_reported(offset, data).map(|report| report.commit)
     }
 
     fn write_zeroes(&self, offset: u64, len: ByteCount) -> Result<Commit> {
