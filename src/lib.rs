@@ -20,6 +20,7 @@
 pub mod array;
 pub mod device;
 pub mod error;
+pub mod export;
 pub mod format;
 pub mod store;
 pub mod sync;

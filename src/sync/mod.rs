@@ -130,6 +130,11 @@ impl Condition {
         guard
     }
 
+    /// Wakes one of those who wait.
+    pub fn notify_one(&self) {
+        self.0.notify_one();
+    }
+
     /// Wakes everyone who waits.
     pub fn notify_all(&self) {
         self.0.notify_all();
