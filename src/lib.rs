@@ -17,11 +17,15 @@
 //! units sync
 //! ```
 
+pub mod api;
 pub mod array;
+pub mod cli;
+pub mod daemon;
 pub mod device;
 pub mod error;
 pub mod export;
 pub mod format;
+pub mod metrics;
 pub mod store;
 pub mod sync;
 pub mod units;

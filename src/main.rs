@@ -1,3 +1,5 @@
-//! The `sinter` binary.
+//! The `sinter` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    sinter::cli::run(std::env::args_os())
+}

@@ -1,0 +1,255 @@
+//! The command line against the real daemon: help, tables, JSON, exit statuses, configuration, images
+//! in and out, and starts that must be refused.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+#[path = "../common/daemon.rs"]
+mod daemon;
+mod refused;
+
+use std::process::Output;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use daemon::Daemon;
+use daemon::Scratch;
+use daemon::sinter;
+
+#[track_caller]
+fn text(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// Asserts the exit status and the form of the error: one `error:` line and at most one `hint:` line.
+#[track_caller]
+fn failure(output: &Output, status: i32) -> String {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{text}");
+    // A note or what the daemon has logged may come before.
+    let lines: Vec<&str> = text.lines().skip_while(|line| !line.starts_with("error: ")).collect();
+    assert!(!lines.is_empty(), "{text}");
+    assert!(lines.len() == 1 || (lines.len() == 2 && lines[1].starts_with("hint: ")), "{text}");
+    text
+}
+
+/// Bytes that neither repeat nor compress.
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+#[test]
+fn every_help_lists_the_exit_statuses() {
+    let scratch = Scratch::new();
+    for arguments in [
+        &["--help"][..],
+        &["serve", "--help"],
+        &["volume", "--help"],
+        &["volume", "create", "--help"],
+        &["import", "--help"],
+        &["export", "--help"],
+        &["status", "--help"],
+        &["reduction", "--help"],
+        &["check", "--help"],
+    ] {
+        let help = text(&sinter(scratch.path()).args(arguments).output().unwrap());
+        let flat = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(flat.contains("Exit status: 0 done; 1 failed; 2 wrong usage;"), "{help}");
+        assert!(flat.ends_with("130 interrupted."), "{help}");
+    }
+    let version = text(&sinter(scratch.path()).arg("--version").output().unwrap());
+    assert_eq!(version, format!("sinter {}\n", env!("CARGO_PKG_VERSION")));
+    for arguments in [
+        &[][..],
+        &["conjure"],
+        &["volume"],
+        &["volume", "create", "x"],
+        &["volume", "create", "x", "10 apples"],
+    ] {
+        let output = sinter(scratch.path()).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn volumes_from_the_command_line() {
+    let scratch = Scratch::new();
+    let daemon = Daemon::start(scratch.path(), &[]);
+    let empty = daemon.run(&["volume", "list"]);
+    assert!(String::from_utf8_lossy(&empty.stderr).contains("sinter volume create"));
+    text(&daemon.run(&[
+        "volume",
+        "create",
+        "data",
+        "10GiB",
+        "--description",
+        "d",
+        "--tag",
+        "env=prod",
+        "--tag",
+        "a=b=c",
+    ]));
+    text(&daemon.run(&["volume", "create", "boot", "1G"]));
+    text(&daemon.run(&["volume", "create", "exact", "1000000000"]));
+
+    let table = text(&daemon.run(&["volume", "list", "-s", "size"]));
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["NAME", "SIZE", "USED", "RATIO", "STATE"]);
+    assert!(lines[1].starts_with("exact") && lines[3].starts_with("data"), "{table}");
+    assert_eq!(
+        lines[3].split_whitespace().collect::<Vec<_>>(),
+        ["data", "10.0", "GiB", "0", "B", "1.00", "available"]
+    );
+    let rows = text(&daemon.run(&["volume", "list", "-H", "-p", "-o", "size,name", "-s", "name"]));
+    assert_eq!(rows, "1073741824\tboot\n10737418240\tdata\n1000001536\texact\n");
+    let list: Value = serde_json::from_str(&text(&daemon.run(&["volume", "list", "--json"]))).unwrap();
+    assert_eq!(list["total"], 3);
+    let shown: Value =
+        serde_json::from_str(&text(&daemon.run(&["volume", "show", "data", "--json"]))).unwrap();
+    assert_eq!(shown["tags"]["a"], "b=c");
+    let id = shown["id"].as_str().unwrap();
+
+    let resized = text(&daemon.run(&["volume", "resize", id, "20GiB"]));
+    assert!(resized.contains("20.0 GiB"), "{resized}");
+    text(&daemon.run(&["volume", "update", "data", "--name", "new", "--no-tags"]));
+    let shown: Value = serde_json::from_str(&text(&daemon.run(&["volume", "show", id, "--json"]))).unwrap();
+    assert_eq!((&shown["name"], &shown["description"]), (&"new".into(), &"d".into()));
+    assert_eq!(shown["tags"], serde_json::json!({}));
+
+    failure(&daemon.run(&["volume", "show", "data"]), 10);
+    failure(&daemon.run(&["volume", "create", "boot", "1GiB"]), 11);
+    failure(&daemon.run(&["volume", "create", "a/b", "1GiB"]), 2);
+    failure(&daemon.run(&["volume", "resize", "boot", "1GiB"]), 2);
+    let error = failure(&daemon.run(&["volume", "list", "-o", "colour"]), 2);
+    assert!(error.contains("hint: the columns are name, size"), "{error}");
+    let error = failure(&daemon.run(&["volume", "delete", "boot"]), 2);
+    assert!(error.contains("--yes"), "{error}");
+    assert!(text(&daemon.run(&["volume", "delete", "boot", "--yes"])).is_empty());
+    failure(&daemon.run(&["volume", "delete", "boot", "--yes"]), 10);
+}
+
+#[test]
+fn status_and_reduction() {
+    let scratch = Scratch::new();
+    let daemon = Daemon::start(scratch.path(), &["--volume", "demo:1GiB"]);
+    let status = text(&daemon.run(&["status"]));
+    assert!(status.contains("healthy") && status.contains("volumes     1, 1.00 GiB provisioned"), "{status}");
+    assert_eq!(text(&daemon.run(&["status", "-x"])), "");
+    let json: Value = serde_json::from_str(&text(&daemon.run(&["status", "--json"]))).unwrap();
+    assert_eq!(json["volumes"]["total"], 1);
+    assert!(text(&daemon.run(&["reduction"])).contains("deduplication"));
+    let json: Value = serde_json::from_str(&text(&daemon.run(&["reduction", "--json"]))).unwrap();
+    assert_eq!(json["compression"]["algorithm"], "lz4");
+}
+
+#[test]
+fn an_array_that_cannot_be_reached_is_status_15() {
+    let scratch = Scratch::new();
+    let error = failure(
+        &sinter(scratch.path()).args(["status", "--url", "http://127.0.0.1:1"]).output().unwrap(),
+        15,
+    );
+    assert!(error.contains("sinter serve"), "{error}");
+    failure(&sinter(scratch.path()).args(["status", "--url", "ftp://x"]).output().unwrap(), 2);
+}
+
+#[test]
+fn a_closed_pipe_is_quiet_success() {
+    let scratch = Scratch::new();
+    let daemon = Daemon::start(scratch.path(), &["--volume", "demo:64MiB"]);
+    let mut child = sinter(scratch.path())
+        .env("SINTER_URL", &daemon.url)
+        .args(["export", "demo", "-"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn images_come_back_byte_for_byte() {
+    let scratch = Scratch::new();
+    let daemon = Daemon::start(scratch.path(), &["--volume", "demo:16MiB", "--volume", "stream:16MiB"]);
+    let mut image = vec![0u8; (9 << 20) + 12_345];
+    image[4096..(2 << 20) + 77].copy_from_slice(&noise((2 << 20) + 77 - 4096, 1));
+    image[(6 << 20) + 3..(7 << 20) + 4].copy_from_slice(&noise((1 << 20) + 1, 2));
+    let last = image.len() - 1;
+    image[last] = 9;
+    let (file, back) = (scratch.join("image"), scratch.join("back"));
+    std::fs::write(&file, &image).unwrap();
+    let (file, back) = (file.to_str().unwrap(), back.to_str().unwrap());
+    let imported = daemon.run(&["import", file, "demo"]);
+    assert!(imported.stdout.is_empty());
+    let said = String::from_utf8_lossy(&imported.stderr).into_owned();
+    assert!(imported.status.success() && said.lines().count() == 1, "no progress bar on a pipe: {said}");
+    text(&daemon.run(&["export", "demo", back]));
+    let mut expected = image.clone();
+    expected.resize(16 << 20, 0);
+    assert!(std::fs::read(back).unwrap() == expected);
+    let blocks = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(back).unwrap());
+    assert!(blocks * 512 < 8 << 20, "holes stay holes: {blocks} sectors");
+
+    // A second image takes the place of the first, to the volume's end; files are not overwritten unasked.
+    let second = noise(5 << 20, 3);
+    std::fs::write(file, &second).unwrap();
+    failure(&daemon.run(&["import", file, "demo"]), 2);
+    text(&daemon.run(&["import", "--yes", file, "demo"]));
+    failure(&daemon.run(&["export", "demo", back]), 2);
+    text(&daemon.run(&["export", "-y", "demo", back]));
+    let mut expected = second.clone();
+    expected.resize(16 << 20, 0);
+    assert!(std::fs::read(back).unwrap() == expected);
+
+    // Through pipes, and larger than the volume.
+    let input = std::fs::File::open(file).unwrap();
+    let mut import = sinter(scratch.path());
+    import.env("SINTER_URL", &daemon.url).args(["import", "-", "stream"]).stdin(input);
+    text(&import.output().unwrap());
+    assert!(daemon.run(&["export", "stream", "-"]).stdout == expected);
+    std::fs::File::create(file).unwrap().set_len((16 << 20) + 1).unwrap();
+    let error = failure(&daemon.run(&["import", "--yes", file, "demo"]), 2);
+    assert!(error.contains("sinter volume resize demo"), "{error}");
+    let error = failure(&daemon.run(&["import", file, "none"]), 10);
+    assert!(error.contains("sinter volume create none"), "{error}");
+    failure(&daemon.run(&["import", "/nonexistent/image", "demo"]), 10);
+}
+
+#[test]
+fn what_was_imported_outlives_a_stop_and_a_crash() {
+    let scratch = Scratch::new();
+    let daemon = Daemon::start(scratch.path(), &["--volume", "demo:16MiB"]);
+    let id = text(&daemon.run(&["volume", "list", "-H", "-o", "id"]));
+    let file = scratch.join("image");
+    let image = noise(3 << 20, 7);
+    std::fs::write(&file, &image).unwrap();
+    text(&daemon.run(&["import", file.to_str().unwrap(), "demo"]));
+    assert!(daemon.terminate().success());
+    assert!(!scratch.join("nbd.sock").exists(), "the socket goes with the daemon");
+    let daemon = Daemon::start(scratch.path(), &["--volume", "demo:32MiB"]);
+    assert_eq!(daemon.run(&["export", "demo", "-"]).stdout[..image.len()], image);
+    assert!(daemon.announcement.contains("/demo"), "{}", daemon.announcement);
+    text(&daemon.run(&["volume", "create", "late", "1MiB"]));
+    daemon.kill();
+    let daemon = Daemon::start(scratch.path(), &[]);
+    assert_eq!(daemon.run(&["export", "demo", "-"]).stdout[..image.len()], image);
+    assert_eq!(
+        text(&daemon.run(&["volume", "list", "-H", "-o", "name,size", "-p"])),
+        "demo\t16777216\nlate\t1048576\n"
+    );
+    assert!(text(&daemon.run(&["volume", "list", "-H", "-o", "id"])).starts_with(&id));
+}

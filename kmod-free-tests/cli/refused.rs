@@ -1,0 +1,200 @@
+//! Configuration, and starts that must be refused with the right status and without any change.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Output;
+
+use crate::daemon::Daemon;
+use crate::daemon::Scratch;
+use crate::daemon::output_in_time;
+use crate::daemon::sinter;
+use crate::failure;
+use crate::text;
+
+/// A start that ends by itself because it is refused.
+fn serve(home: &Path, arguments: &[&str]) -> Output {
+    let ports = ["serve", "--api", "127.0.0.1:0", "--nbd", "127.0.0.1:0"];
+    output_in_time(sinter(home).args(ports).args(arguments))
+}
+
+#[test]
+fn the_configuration_in_force_is_printed() {
+    let scratch = Scratch::new();
+    let file = scratch.join("sinter.toml");
+    std::fs::write(
+        &file,
+        "[array]\nname = \"from-file\"\n[memory]\nindex = \"32MiB\"\nmetadata = \"32MiB\"\n",
+    )
+    .unwrap();
+    let printed = sinter(scratch.path())
+        .args(["serve", "--print-config", "--api", "127.0.0.1:9000", "--config"])
+        .arg(&file)
+        .env("SINTER_MEMORY_INDEX", "16MiB")
+        .output()
+        .unwrap();
+    let printed = text(&printed);
+    for line in [
+        "name = \"from-file\"",
+        "index = \"16MiB\"",
+        "metadata = \"32MiB\"",
+        "listen = \"127.0.0.1:9000\"",
+        "sync_after = \"100ms\"",
+    ] {
+        assert!(printed.contains(line), "{line}: {printed}");
+    }
+    // What is printed is a file that says the same.
+    std::fs::write(&file, &printed).unwrap();
+    let again =
+        sinter(scratch.path()).args(["serve", "--print-config", "--config"]).arg(&file).output().unwrap();
+    assert_eq!(text(&again), printed);
+    // The user's own file is found without being named.
+    std::fs::create_dir_all(scratch.join(".config/sinter")).unwrap();
+    std::fs::write(scratch.join(".config/sinter/sinter.toml"), "[array]\nname = \"mine\"\n").unwrap();
+    let found = text(&sinter(scratch.path()).args(["serve", "--print-config"]).output().unwrap());
+    assert!(found.contains("name = \"mine\""), "{found}");
+}
+
+#[test]
+fn a_wrong_configuration_is_refused() {
+    let scratch = Scratch::new();
+    let file = scratch.join("sinter.toml");
+    let load = |content: &str| {
+        std::fs::write(&file, content).unwrap();
+        failure(&serve(scratch.path(), &["--config", file.to_str().unwrap()]), 2)
+    };
+    let error = load("[pool]\n\nsegment_sise = \"4MiB\"\n");
+    assert!(error.contains("sinter.toml:3: there is no key `pool.segment_sise`"), "{error}");
+    assert!(error.contains("hint: did you mean `pool.segment_size`?"), "{error}");
+    let error = load("[memory]\nrequests = \"1MiB\"\n");
+    assert!(error.contains("sinter.toml:2: memory.requests: 1MiB is less than 33MiB"), "{error}");
+    load("[memory\n");
+    load("[api]\nlisten = 8000\n");
+    failure(&serve(scratch.path(), &["--config", "/nonexistent/sinter.toml"]), 10);
+    failure(&output_in_time(sinter(scratch.path()).args(["serve", "--nbd", "everywhere"])), 2);
+    let variable = output_in_time(sinter(scratch.path()).arg("serve").env("SINTER_LOG_SYNC_AFTER", "soon"));
+    assert!(failure(&variable, 2).contains("SINTER_LOG_SYNC_AFTER"));
+    assert!(!scratch.join(".local").exists(), "nothing was made");
+}
+
+#[test]
+fn only_loopback_is_served_unasked() {
+    let scratch = Scratch::new();
+    for arguments in [["--api", "0.0.0.0:0"], ["--nbd", "0.0.0.0:0"], ["--nbd", "[::]:0"]] {
+        let output = output_in_time(sinter(scratch.path()).arg("serve").args(arguments));
+        assert!(failure(&output, 2).contains("--insecure-open"));
+    }
+    assert!(!scratch.join(".local").exists(), "nothing was made");
+}
+
+#[test]
+fn a_taken_port_is_a_conflict() {
+    let scratch = Scratch::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for (arguments, flag) in [
+        (["--api", &address, "--nbd", "127.0.0.1:0"], "--api"),
+        (["--api", "127.0.0.1:0", "--nbd", &address], "--nbd"),
+    ] {
+        let output = output_in_time(sinter(scratch.path()).arg("serve").args(arguments));
+        assert!(failure(&output, 11).contains(flag));
+    }
+    assert!(!scratch.join(".local").exists(), "nothing was made");
+}
+
+#[test]
+fn devices_that_are_missing_or_in_use_are_refused() {
+    let scratch = Scratch::new();
+    let missing = scratch.join("missing");
+    let error = failure(&serve(scratch.path(), &["--device", missing.to_str().unwrap()]), 10);
+    assert!(error.contains("size=16GiB"), "{error}");
+    assert!(!missing.exists());
+
+    let one = format!("{},size=1GiB", scratch.join("one").display());
+    let daemon = Daemon::start(scratch.path(), &["--device", &one]);
+    assert_eq!(std::fs::metadata(scratch.join("one")).unwrap().len(), 1 << 30);
+    failure(&serve(scratch.path(), &["--nbd-unix", "none", "--device", &one]), 11);
+    failure(&serve(scratch.path(), &["--device", &one, "--device", &one]), 2);
+    drop(daemon);
+}
+
+#[test]
+fn foreign_content_is_only_taken_over_by_force() {
+    let scratch = Scratch::new();
+    let path = scratch.join("disk");
+    let mut content = vec![0u8; 1 << 30 >> 2];
+    content[510..512].copy_from_slice(&[0x55, 0xaa]);
+    std::fs::write(&path, &content).unwrap();
+    let device = path.to_str().unwrap();
+    let error = failure(&serve(scratch.path(), &["--device", device]), 11);
+    assert!(error.contains("not Sinter's") && error.contains("--force"), "{error}");
+    assert!(std::fs::read(&path).unwrap() == content, "nothing was written");
+    failure(&check(scratch.path(), &["--device", device]), 11);
+    let daemon = Daemon::start(scratch.path(), &["--device", device, "--force", "--volume", "demo:1MiB"]);
+    assert!(daemon.terminate().success());
+    // By then it is a pool, which force leaves alone.
+    let daemon = Daemon::start(scratch.path(), &["--device", device, "--force"]);
+    assert!(text(&daemon.run(&["volume", "list", "-H"])).starts_with("demo\t"));
+}
+
+#[test]
+fn a_pool_is_only_opened_whole() {
+    let scratch = Scratch::new();
+    let spec = |name: &str| format!("{},size=256MiB", scratch.join(name).display());
+    let (one, two, other, missing) = (spec("one"), spec("two"), spec("other"), spec("missing"));
+    drop(Daemon::start(scratch.path(), &["--device", &one, "--device", &two, "--volume", "demo:1MiB"]));
+    drop(Daemon::start(scratch.path(), &["--device", &other]));
+    let error = failure(&serve(scratch.path(), &["--device", &two]), 11);
+    assert!(error.contains("has 2 devices, and 1 of them"), "{error}");
+    let error = failure(&serve(scratch.path(), &["--device", &one, "--device", &other]), 11);
+    assert!(error.contains("belongs to pool"), "{error}");
+    failure(&serve(scratch.path(), &["--device", &one, "--device", &two, "--device", &other]), 11);
+    let error = failure(&serve(scratch.path(), &["--device", &one, "--device", &missing]), 10);
+    assert!(error.contains("missing is missing"), "{error}");
+    assert!(!scratch.join("missing").exists());
+    // The order in which they are given makes no difference.
+    let daemon = Daemon::start(scratch.path(), &["--device", &two, "--device", &one]);
+    assert!(text(&daemon.run(&["volume", "list", "-H"])).starts_with("demo\t"));
+}
+
+#[test]
+fn a_geometry_that_cannot_work_leaves_nothing_behind() {
+    let scratch = Scratch::new();
+    let tiny = format!("{},size=64KiB", scratch.join("tiny").display());
+    failure(&serve(scratch.path(), &["--device", &tiny]), 2);
+    assert!(!scratch.join("tiny").exists());
+}
+
+#[test]
+fn check_finds_nothing_and_then_what_was_damaged() {
+    let scratch = Scratch::new();
+    failure(&check(scratch.path(), &[]), 10);
+    let path = scratch.join("disk");
+    let spec = format!("{},size=256MiB", path.display());
+    let device = ["--device", path.to_str().unwrap()];
+    let daemon = Daemon::start(scratch.path(), &["--device", &spec, "--volume", "demo:32MiB"]);
+    let image = scratch.join("image");
+    std::fs::write(&image, crate::noise(8 << 20, 5)).unwrap();
+    text(&daemon.run(&["import", image.to_str().unwrap(), "demo"]));
+    failure(&check(scratch.path(), &device), 11);
+    assert!(daemon.terminate().success());
+    for mode in [&[][..], &["--no-recovery"]] {
+        let sound = check(scratch.path(), &[&device[..], mode].concat());
+        assert!(text(&sound).is_empty());
+        assert!(String::from_utf8_lossy(&sound.stderr).contains("no faults"));
+    }
+    // Somewhere in the middle of the eight noisy mebibytes a byte rots.
+    let mut content = std::fs::read(&path).unwrap();
+    let noise = std::fs::read(&image).unwrap();
+    let needle = &noise[4 << 20..(4 << 20) + 64];
+    let place = content.windows(64).position(|window| window == needle).expect("noise is stored as it is");
+    content[place] ^= 1;
+    std::fs::write(&path, &content).unwrap();
+    let damaged = check(scratch.path(), &device);
+    assert!(failure(&damaged, 14).contains("the pool has 1 fault"));
+    assert_eq!(String::from_utf8_lossy(&damaged.stdout).lines().count(), 1);
+}
+
+/// `sinter check` on this machine's devices.
+fn check(home: &Path, arguments: &[&str]) -> Output {
+    output_in_time(sinter(home).arg("check").args(arguments))
+}

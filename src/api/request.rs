@@ -1,0 +1,309 @@
+//! Reading requests: JSON bodies and query strings into checked values.
+//!
+//! Every wrong field is named, not just the first; unknown ones are wrong too, because a misspelt
+//! `description` that is silently dropped helps nobody. Nothing here touches the array, so a bad
+//! request has changed nothing.
+
+use std::collections::BTreeMap;
+
+use serde_json::Map;
+use serde_json::Value;
+
+use crate::api::problem::Problem;
+use crate::api::types::CreateVolume;
+use crate::api::types::FieldError;
+use crate::api::types::ResizeVolume;
+use crate::api::types::UpdateVolume;
+
+/// Largest `size_gb`, in GiB.
+const SIZE_GB_MAX: f64 = 1024.0;
+
+/// Largest `size_bytes`: 256 TiB.
+const SIZE_BYTES_MAX: u64 = 256 << 40;
+
+/// Reads the body of `POST /volumes`.
+///
+/// # Errors
+/// A 400 that names every wrong field.
+pub fn create_volume(body: &[u8]) -> Result<CreateVolume, Problem> {
+    let mut fields = Fields::parse(body)?;
+    let name = fields.required("name", text);
+    let size_bytes = fields.size();
+    let description = fields.optional("description", text);
+    let tags = fields.optional("tags", text_map);
+    fields.finish()?;
+    let (Some(name), Some(size_bytes)) = (name, size_bytes) else {
+        return Err(Problem::invalid("name and a size are needed"));
+    };
+    Ok(CreateVolume {
+        name,
+        size_bytes,
+        description: description.unwrap_or_default(),
+        tags: tags.unwrap_or_default(),
+    })
+}
+
+/// Reads the body of `PUT /volumes/{id}`.
+///
+/// # Errors
+/// A 400 that names every wrong field.
+pub fn update_volume(body: &[u8]) -> Result<UpdateVolume, Problem> {
+    let mut fields = Fields::parse(body)?;
+    let update = UpdateVolume {
+        name: fields.optional("name", text),
+        description: fields.optional("description", text),
+        tags: fields.optional("tags", text_map),
+    };
+    fields.finish()?;
+    Ok(update)
+}
+
+/// Reads the body of `POST /volumes/{id}/resize`.
+///
+/// # Errors
+/// A 400 that names every wrong field.
+pub fn resize_volume(body: &[u8]) -> Result<ResizeVolume, Problem> {
+    let mut fields = Fields::parse(body)?;
+    let size_bytes = fields.size();
+    fields.finish()?;
+    size_bytes
+        .map(|size_bytes| ResizeVolume { size_bytes })
+        .ok_or_else(|| Problem::invalid("a size is needed"))
+}
+
+/// The body of `POST /volumes/{id}/write`: an offset and data still in Base64.
+#[derive(Debug)]
+pub struct WriteRequest {
+    /// Byte offset; not yet checked for alignment.
+    pub offset: u64,
+    /// Base64 text.
+    pub data: String,
+}
+
+/// Reads the body of `POST /volumes/{id}/write`.
+///
+/// # Errors
+/// A 400 that names every wrong field.
+pub fn write(body: &[u8]) -> Result<WriteRequest, Problem> {
+    let mut fields = Fields::parse(body)?;
+    let offset = fields.required("offset", whole_number);
+    let data = fields.required("data", text);
+    fields.finish()?;
+    match (offset, data) {
+        (Some(offset), Some(data)) => Ok(WriteRequest { offset, data }),
+        _ => Err(Problem::invalid("offset and data are needed")),
+    }
+}
+
+/// The members of a JSON object, taken out one by one.
+struct Fields {
+    members: Map<String, Value>,
+    errors: Vec<FieldError>,
+}
+
+type Reader<T> = fn(Value) -> Result<T, &'static str>;
+
+impl Fields {
+    fn parse(body: &[u8]) -> Result<Fields, Problem> {
+        let value: Value = serde_json::from_slice(body)
+            .map_err(|error| Problem::invalid(format!("the body is not JSON: {error}")))?;
+        match value {
+            Value::Object(members) => Ok(Fields { members, errors: Vec::new() }),
+            _ => Err(Problem::invalid("the body is not a JSON object")),
+        }
+    }
+
+    fn wrong(&mut self, field: &str, detail: &str) {
+        self.errors.push(FieldError { field: field.to_owned(), detail: detail.to_owned() });
+    }
+
+    /// A member that may be absent or `null`.
+    fn optional<T>(&mut self, field: &str, read: Reader<T>) -> Option<T> {
+        let value = self.members.remove(field).filter(|value| !value.is_null())?;
+        read(value).map_err(|detail| self.wrong(field, detail)).ok()
+    }
+
+    fn required<T>(&mut self, field: &str, read: Reader<T>) -> Option<T> {
+        let Some(value) = self.members.remove(field) else {
+            self.wrong(field, "is needed");
+            return None;
+        };
+        read(value).map_err(|detail| self.wrong(field, detail)).ok()
+    }
+
+    /// The size in bytes, given as `size_gb` (GiB, may be fractional) or as `size_bytes`.
+    fn size(&mut self) -> Option<u64> {
+        let has_gb = self.members.get("size_gb").is_some_and(|value| !value.is_null());
+        let has_bytes = self.members.get("size_bytes").is_some_and(|value| !value.is_null());
+        let gb = self.optional("size_gb", gibibytes);
+        let bytes = self.optional("size_bytes", size_bytes);
+        match (has_gb, has_bytes) {
+            (false, false) => self.wrong("size_gb", "is needed (or size_bytes)"),
+            (true, true) => self.wrong("size_bytes", "give size_gb or size_bytes, not both"),
+            _ => {}
+        }
+        gb.or(bytes)
+    }
+
+    /// What nobody has taken is unknown.
+    fn finish(mut self) -> Result<(), Problem> {
+        let unknown: Vec<String> = self.members.keys().take(8).cloned().collect();
+        for field in unknown {
+            self.wrong(&field, "is not a field of this request");
+        }
+        if self.errors.is_empty() { Ok(()) } else { Err(Problem::fields(self.errors)) }
+    }
+}
+
+fn text(value: Value) -> Result<String, &'static str> {
+    match value {
+        Value::String(text) => Ok(text),
+        _ => Err("must be a string"),
+    }
+}
+
+fn text_map(value: Value) -> Result<BTreeMap<String, String>, &'static str> {
+    let Value::Object(members) = value else { return Err("must be an object of strings") };
+    members
+        .into_iter()
+        .map(|(key, value)| match value {
+            Value::String(text) => Ok((key, text)),
+            _ => Err("must be an object of strings"),
+        })
+        .collect()
+}
+
+fn whole_number(value: Value) -> Result<u64, &'static str> {
+    value.as_u64().ok_or("must be a whole number of 0 or more")
+}
+
+fn size_bytes(value: Value) -> Result<u64, &'static str> {
+    value
+        .as_u64()
+        .filter(|bytes| (1..=SIZE_BYTES_MAX).contains(bytes))
+        .ok_or("must be a whole number of bytes above 0 and at most 256 TiB")
+}
+
+fn gibibytes(value: Value) -> Result<u64, &'static str> {
+    let gibibytes = value.as_f64().filter(|size| *size > 0.0 && *size <= SIZE_GB_MAX);
+    let gibibytes = gibibytes.ok_or("must be a number above 0 and at most 1024")?;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "between 0 and 2^40, as just checked"
+    )]
+    let bytes = (gibibytes * f64::from(1u32 << 30)).ceil() as u64;
+    Ok(bytes)
+}
+
+/// The parameters of a query string, taken out one by one.
+#[derive(Debug)]
+pub struct Query {
+    parameters: BTreeMap<String, String>,
+}
+
+impl Query {
+    /// Takes what axum has parted.
+    ///
+    /// # Errors
+    /// A 400 for a parameter that is given twice.
+    pub fn new(pairs: Vec<(String, String)>) -> Result<Query, Problem> {
+        let mut parameters = BTreeMap::new();
+        for (name, value) in pairs {
+            if parameters.insert(name.clone(), value).is_some() {
+                return Err(Problem::field(&name, format!("{name} is given twice")));
+            }
+        }
+        Ok(Query { parameters })
+    }
+
+    /// A text, if it is given.
+    pub fn text(&mut self, name: &str) -> Option<String> {
+        self.parameters.remove(name)
+    }
+
+    /// A whole number within bounds, if it is given.
+    ///
+    /// # Errors
+    /// A 400 that names it.
+    pub fn number(&mut self, name: &str, min: u64, max: u64) -> Result<Option<u64>, Problem> {
+        let Some(text) = self.parameters.remove(name) else { return Ok(None) };
+        match text.parse() {
+            Ok(number) if (min..=max).contains(&number) => Ok(Some(number)),
+            _ if max == u64::MAX => {
+                Err(Problem::field(name, format!("{name} must be a whole number of {min} or more")))
+            }
+            _ => Err(Problem::field(name, format!("{name} must be a whole number from {min} to {max}"))),
+        }
+    }
+
+    /// `true` or `false`; absent is `false`.
+    ///
+    /// # Errors
+    /// A 400 that names it.
+    pub fn flag(&mut self, name: &str) -> Result<bool, Problem> {
+        match self.parameters.remove(name).as_deref() {
+            None | Some("false" | "0") => Ok(false),
+            Some("true" | "1" | "") => Ok(true),
+            Some(_) => Err(Problem::field(name, format!("{name} must be true or false"))),
+        }
+    }
+
+    /// What nobody has taken is unknown.
+    ///
+    /// # Errors
+    /// A 400 that names it.
+    pub fn finish(self) -> Result<(), Problem> {
+        match self.parameters.into_keys().next() {
+            None => Ok(()),
+            Some(name) => Err(Problem::field(&name, format!("there is no parameter {name} here"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::response::IntoResponse;
+
+    #[test]
+    fn the_documented_request_is_read() {
+        let create = create_volume(
+            br#"{"name": "production-db", "size_gb": 100, "description": "d", "tags": {"env": "production"}}"#,
+        )
+        .unwrap();
+        assert_eq!(create.size_bytes, 107_374_182_400);
+        assert_eq!(create.tags["env"], "production");
+        let small = create_volume(br#"{"name": "n", "size_gb": 0.5, "description": null}"#).unwrap();
+        assert_eq!(small.size_bytes, 1 << 29);
+        assert_eq!(create_volume(br#"{"name": "n", "size_bytes": 4097}"#).unwrap().size_bytes, 4097);
+    }
+
+    #[test]
+    fn every_bad_request_is_a_400() {
+        for body in [
+            "",
+            "{",
+            "[]",
+            "null",
+            r#"{"name": "n"}"#,
+            r#"{"size_gb": 1}"#,
+            r#"{"name": 1, "size_gb": 1}"#,
+            r#"{"name": null, "size_gb": 1}"#,
+            r#"{"name": "n", "size_gb": 0}"#,
+            r#"{"name": "n", "size_gb": -1}"#,
+            r#"{"name": "n", "size_gb": 1024.1}"#,
+            r#"{"name": "n", "size_gb": 1e999}"#,
+            r#"{"name": "n", "size_gb": "1"}"#,
+            r#"{"name": "n", "size_bytes": 1.5}"#,
+            r#"{"name": "n", "size_bytes": 281474976710657}"#,
+            r#"{"name": "n", "size_gb": 1, "size_bytes": 1}"#,
+            r#"{"name": "n", "size_gb": 1, "tags": {"a": 1}}"#,
+            r#"{"name": "n", "size_gb": 1, "tags": []}"#,
+            r#"{"name": "n", "size_gb": 1, "descripton": "d"}"#,
+        ] {
+            let problem = create_volume(body.as_bytes()).expect_err(body);
+            assert_eq!(problem.into_response().status(), 400, "{body}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! `sinter check`: looks at a pool that nobody serves.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::output;
+use crate::cli::progress::Progress;
+use crate::daemon;
+use crate::daemon::config;
+use crate::daemon::config::Config;
+use crate::daemon::config::Flag;
+use crate::daemon::config::Given;
+use crate::daemon::failure::Failure;
+use crate::daemon::failure::Outcome;
+use crate::daemon::pool;
+use crate::daemon::quantity::round_size;
+use crate::error::ErrorKind;
+use crate::store;
+use crate::store::CheckMode;
+use crate::units::ByteCount;
+
+/// `sinter check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Configuration file, for the pool's devices
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the pool file is [default: ~/.local/share/sinter]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// A device of the pool; all of them must be given
+    #[arg(long = "device", value_name = "PATH")]
+    devices: Vec<String>,
+    /// Look at the last checkpoint only, and write nothing
+    #[arg(long)]
+    no_recovery: bool,
+}
+
+/// Checks the pool; each fault is a line on standard output.
+///
+/// # Errors
+/// `Corrupt` where faults were found; what keeps the pool from being looked at.
+pub fn run(check: Check) -> Outcome {
+    let variable = |name: &str| std::env::var(name).ok();
+    let file = check.config.or_else(|| config::default_file(variable));
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let flags: Vec<Flag> = match check.devices.is_empty() {
+        true => Vec::new(),
+        false => vec![("pool.devices", Given::List(check.devices))],
+    };
+    let config = Config::load(file.as_deref(), environment, flags)?;
+    let data_directory = match check.data_dir {
+        Some(path) => path,
+        None => pool::default_data_directory(variable)?,
+    };
+    let devices = pool::open_devices(&pool::device_specs(&config, &data_directory))?;
+    let mode = match check.no_recovery {
+        true => CheckMode::LastCheckpointOnly,
+        false => CheckMode::AfterRecovery,
+    };
+    let mut progress = Progress::blocks("checking");
+    let mut show = |done: u64, all: u64| progress.show(done, Some(all));
+    let options = daemon::store_options(&config, false);
+    let report = store::check(devices, options, daemon::environment(), mode, &mut show)?;
+    drop(progress);
+    for fault in &report.faults {
+        output::data(format!("{}\n", fault.what))?;
+    }
+    if report.faults_more > 0 {
+        output::data(format!("and {} faults more\n", report.faults_more))?;
+    }
+    let faults = report.faults.len() as u64 + report.faults_more;
+    output::note(&format!(
+        "{} volumes, {} map nodes, {} blocks, {} verified: {}",
+        report.objects,
+        report.nodes,
+        report.blocks,
+        round_size(ByteCount(report.bytes_verified)),
+        counted(faults)
+    ));
+    if faults == 0 {
+        return Ok(());
+    }
+    Err(Failure::new(ErrorKind::Corrupt, format!("the pool has {}", counted(faults)))
+        .hint("what is damaged reads as an I/O error, and must come from a copy"))
+}
+
+fn counted(faults: u64) -> String {
+    match faults {
+        0 => "no faults".to_owned(),
+        1 => "1 fault".to_owned(),
+        _ => format!("{faults} faults"),
+    }
+}

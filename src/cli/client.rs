@@ -1,0 +1,170 @@
+//! The client's side of REST.
+
+use std::net::IpAddr;
+use std::net::ToSocketAddrs;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api::problem::kind_of;
+use crate::api::types::ProblemDetails;
+use crate::daemon::failure::Failure;
+use crate::daemon::failure::Outcome;
+use crate::daemon::uri::NbdEndpoint;
+use crate::daemon::uri::encode;
+use crate::error::Error;
+use crate::error::ErrorKind;
+
+/// Where the daemon is unless `--url` or `SINTER_URL` says otherwise.
+pub const DEFAULT_URL: &str = "http://127.0.0.1:8000";
+
+/// Largest answer that is taken.
+const ANSWER_BYTES_MAX: u64 = 256 << 20;
+
+/// A connection to one array.
+pub struct Client {
+    agent: ureq::Agent,
+    url: String,
+}
+
+impl Client {
+    /// A client of the array at `url`; nothing is sent yet.
+    ///
+    /// # Errors
+    /// `Invalid` for what is no `http://` address.
+    pub fn new(url: &str) -> Outcome<Client> {
+        if !url.starts_with("http://") {
+            return Err(Failure::new(ErrorKind::Invalid, format!("`{url}` is not an address of an array"))
+                .hint(format!("write it like --url {DEFAULT_URL}")));
+        }
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(Duration::from_secs(10)))
+            .build()
+            .new_agent();
+        Ok(Client { agent, url: url.trim_end_matches('/').to_owned() })
+    }
+
+    /// `GET`, with the answer as text.
+    ///
+    /// # Errors
+    /// `Unreachable`, or what the array answered.
+    pub fn get_text(&self, path: &str) -> Outcome<String> {
+        self.answer(self.agent.get(format!("{}{path}", self.url)).call())
+    }
+
+    /// `POST` of a JSON body, with the answer as text.
+    ///
+    /// # Errors
+    /// `Unreachable`, or what the array answered.
+    pub fn post(&self, path: &str, body: &impl Serialize) -> Outcome<String> {
+        self.answer(self.agent.post(format!("{}{path}", self.url)).send_json(body))
+    }
+
+    /// `PUT` of a JSON body, with the answer as text.
+    ///
+    /// # Errors
+    /// `Unreachable`, or what the array answered.
+    pub fn put(&self, path: &str, body: &impl Serialize) -> Outcome<String> {
+        self.answer(self.agent.put(format!("{}{path}", self.url)).send_json(body))
+    }
+
+    /// `DELETE`.
+    ///
+    /// # Errors
+    /// `Unreachable`, or what the array answered.
+    pub fn delete(&self, path: &str) -> Outcome {
+        self.answer(self.agent.delete(format!("{}{path}", self.url)).call()).map(drop)
+    }
+
+    /// Whether the array is on this machine, as far as the address says.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        let host = self.host();
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+
+    /// The endpoint as it is reached from here: an array that listens everywhere is where REST is.
+    #[must_use]
+    pub fn reachable(&self, endpoint: NbdEndpoint) -> NbdEndpoint {
+        match endpoint {
+            NbdEndpoint::Tcp(address) if address.ip().is_unspecified() => {
+                let found =
+                    (self.host(), address.port()).to_socket_addrs().ok().and_then(|mut all| all.next());
+                NbdEndpoint::Tcp(found.unwrap_or(address))
+            }
+            other => other,
+        }
+    }
+
+    fn host(&self) -> &str {
+        let authority = self.url.strip_prefix("http://").unwrap_or(&self.url);
+        let authority = authority.split('/').next().unwrap_or_default();
+        match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((address, _)) => address,
+            None => authority.split(':').next().unwrap_or_default(),
+        }
+    }
+
+    fn answer(&self, sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Outcome<String> {
+        let mut response = sent.map_err(|error| self.unreachable(error))?;
+        let status = response.status();
+        let body = response
+            .body_mut()
+            .with_config()
+            .limit(ANSWER_BYTES_MAX)
+            .read_to_string()
+            .map_err(|error| self.unreachable(error))?;
+        if status.is_success() {
+            return Ok(body);
+        }
+        let Ok(problem) = serde_json::from_str::<ProblemDetails>(&body) else {
+            return Err(Failure::new(ErrorKind::Unreachable, format!("{} answered {status}", self.url))
+                .hint("is this the address of a Sinter array?"));
+        };
+        let kind = kind_of(&problem.code).unwrap_or(match status.as_u16() {
+            404 => ErrorKind::NotFound,
+            409 => ErrorKind::Busy,
+            400..=499 => ErrorKind::Invalid,
+            _ => ErrorKind::Device,
+        });
+        Err(Failure::new(kind, problem.detail))
+    }
+
+    fn unreachable(&self, error: ureq::Error) -> Failure {
+        Failure::from(Error::caused(
+            ErrorKind::Unreachable,
+            format!("asking the array at {}", self.url),
+            error,
+        ))
+        .hint("is it running? `sinter serve` starts it, --url or SINTER_URL says where it is")
+    }
+}
+
+/// Reads an answer.
+///
+/// # Errors
+/// `Unreachable` for what is not the answer of an array of this version.
+pub fn parse<T: DeserializeOwned>(answer: &str) -> Outcome<T> {
+    serde_json::from_str(answer).map_err(|error| {
+        Failure::from(Error::caused(ErrorKind::Unreachable, "the array's answer cannot be read", error))
+            .hint("do the versions of `sinter` here and there match?")
+    })
+}
+
+/// The path of a volume, by name or id.
+#[must_use]
+pub fn volume_path(volume: &str) -> String {
+    format!("/api/v1/volumes/{}", encode(volume.as_bytes(), b"-._~"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_encoded() {
+        assert_eq!(volume_path("a b/c?ö"), "/api/v1/volumes/a%20b%2Fc%3F%C3%B6");
+    }
+}

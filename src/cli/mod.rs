@@ -1,0 +1,151 @@
+//! The command line: one file a noun, one way out (`output`).
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Args;
+use clap::Command;
+use clap::CommandFactory;
+use clap::FromArgMatches;
+use clap::Parser;
+use clap::Subcommand;
+
+use crate::cli::client::Client;
+use crate::cli::client::DEFAULT_URL;
+use crate::daemon::failure::EXIT_STATUS_HELP;
+use crate::daemon::failure::ExitStatus;
+use crate::daemon::failure::Outcome;
+
+pub mod check;
+pub mod client;
+pub mod image;
+pub mod output;
+pub mod progress;
+pub mod serve;
+pub mod status;
+pub mod table;
+pub mod transfer;
+pub mod volume;
+
+/// A virtual flash array: thin, deduplicated, compressed, crash-safe volumes over NBD
+#[derive(Debug, Parser)]
+#[command(name = "sinter", version, max_term_width = 100, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the array
+    Serve(Box<serve::Serve>),
+    /// Make, list, change and delete volumes
+    Volume {
+        #[command(flatten)]
+        target: Target,
+        #[command(subcommand)]
+        command: volume::VolumeCommand,
+    },
+    /// Copy an image into a volume
+    Import {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        import: transfer::Import,
+    },
+    /// Copy a volume into an image
+    Export {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        export: transfer::Export,
+    },
+    /// Show what the array is doing, what is wrong first
+    Status {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        flags: status::StatusFlags,
+    },
+    /// Show how far data is reduced, and by what
+    Reduction {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        flags: status::ReductionFlags,
+    },
+    /// Verify a pool that is not being served: every count and every checksum
+    Check(check::Check),
+}
+
+/// Which array is meant.
+#[derive(Debug, Args)]
+struct Target {
+    /// Address of the array
+    #[arg(long, global = true, env = "SINTER_URL", default_value = DEFAULT_URL, value_name = "URL")]
+    url: String,
+}
+
+/// Runs one command line, the program's name first.
+#[must_use]
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match parse(arguments) {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    match dispatch(cli.verb) {
+        Ok(()) => ExitStatus::Done.into(),
+        Err(failure) => {
+            output::failure(&failure);
+            failure.status().into()
+        }
+    }
+}
+
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let matches = with_exit_statuses(Cli::command()).try_get_matches_from(arguments)?;
+    Cli::from_arg_matches(&matches)
+}
+
+/// Every help text ends with the list of exit statuses.
+fn with_exit_statuses(command: Command) -> Command {
+    command.after_help(EXIT_STATUS_HELP).mut_subcommands(with_exit_statuses)
+}
+
+/// Help and version are data and success; all else is wrong usage.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    if error.use_stderr() {
+        output::note(text.trim_end());
+        return ExitStatus::Usage.into();
+    }
+    match output::data(text) {
+        Ok(()) => ExitStatus::Done.into(),
+        Err(failure) => failure.status().into(),
+    }
+}
+
+fn dispatch(verb: Verb) -> Outcome {
+    match verb {
+        Verb::Serve(serve) => {
+            log_to_stderr();
+            serve::run(*serve)
+        }
+        Verb::Volume { target, command } => volume::run(&Client::new(&target.url)?, command),
+        Verb::Import { target, import } => transfer::import(&Client::new(&target.url)?, import),
+        Verb::Export { target, export } => transfer::export(&Client::new(&target.url)?, export),
+        Verb::Status { target, flags } => status::status(&Client::new(&target.url)?, &flags),
+        Verb::Reduction { target, flags } => status::reduction(&Client::new(&target.url)?, &flags),
+        Verb::Check(check) => check::run(check),
+    }
+}
+
+/// What the daemon has to say while it runs goes to standard error, one line an event.
+fn log_to_stderr() {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .with_max_level(tracing::Level::INFO)
+        .init();
+}

@@ -1,0 +1,149 @@
+//! `sinter serve`.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::client::DEFAULT_URL;
+use crate::cli::output;
+use crate::daemon;
+use crate::daemon::ServeOptions;
+use crate::daemon::Serving;
+use crate::daemon::config;
+use crate::daemon::config::Config;
+use crate::daemon::config::Flag;
+use crate::daemon::config::Given;
+use crate::daemon::failure::Outcome;
+use crate::daemon::pool;
+use crate::daemon::pool::OtherContent;
+use crate::daemon::quantity::parse_size;
+use crate::daemon::quantity::round_size;
+use crate::units::ByteCount;
+
+/// Most volumes whose addresses are printed at the start.
+const VOLUMES_SHOWN: usize = 16;
+
+/// `sinter serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Configuration file [default: sinter/sinter.toml in ~/.config or /etc]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the pool file and the state are kept [default: ~/.local/share/sinter]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// A file or block device of the pool; with a size the file is made if it is missing
+    #[arg(long = "device", value_name = "PATH[,size=16GiB]")]
+    devices: Vec<String>,
+    /// Take over devices that hold something else: all they hold is lost
+    #[arg(long)]
+    force: bool,
+    /// Open a damaged pool at its last intact operation, giving up what came later
+    #[arg(long)]
+    accept_loss: bool,
+    /// Address of REST and metrics [default: 127.0.0.1:8000]
+    #[arg(long, value_name = "ADDR:PORT")]
+    api: Option<String>,
+    /// Address of NBD, or none [default: 127.0.0.1:10809]
+    #[arg(long, value_name = "ADDR:PORT")]
+    nbd: Option<String>,
+    /// Unix socket of NBD, or none [default: nbd.sock in the data directory]
+    #[arg(long, value_name = "PATH")]
+    nbd_unix: Option<String>,
+    /// Serve addresses that are not loopback, to everyone who reaches them
+    #[arg(long)]
+    insecure_open: bool,
+    /// A volume that is made if it is missing
+    #[arg(long = "volume", value_name = "NAME:SIZE", value_parser = volume)]
+    volumes: Vec<(String, ByteCount)>,
+    /// Print the configuration in force, and stop
+    #[arg(long)]
+    print_config: bool,
+}
+
+/// Runs the array until it is told to stop.
+///
+/// # Errors
+/// A start that was refused, or an array that could not be closed.
+pub fn run(serve: Serve) -> Outcome {
+    let variable = |name: &str| std::env::var(name).ok();
+    let file = serve.config.or_else(|| config::default_file(variable));
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let mut flags: Vec<Flag> = Vec::new();
+    if !serve.devices.is_empty() {
+        flags.push(("pool.devices", Given::List(serve.devices)));
+    }
+    for (key, value) in [("api.listen", serve.api), ("nbd.listen", serve.nbd), ("nbd.unix", serve.nbd_unix)] {
+        flags.extend(value.map(|value| (key, Given::One(value))));
+    }
+    let config = Config::load(file.as_deref(), environment, flags)?;
+    if serve.print_config {
+        return output::data(config.print());
+    }
+    let data_directory = match serve.data_dir {
+        Some(path) => path,
+        None => pool::default_data_directory(variable)?,
+    };
+    let options = ServeOptions {
+        config,
+        data_directory,
+        other_content: if serve.force { OtherContent::Overwrite } else { OtherContent::Refuse },
+        accept_loss: serve.accept_loss,
+        insecure_open: serve.insecure_open,
+        volumes: serve.volumes,
+    };
+    daemon::serve(options, |serving| output::announce(&announcement(serving)))
+}
+
+/// What is served, and what to type next.
+fn announcement(serving: &Serving) -> String {
+    let mut text = String::new();
+    let paths: Vec<String> = serving.pool_paths.iter().map(|path| path.display().to_string()).collect();
+    let new = if serving.pool_is_new { ", new" } else { "" };
+    let _ = writeln!(
+        text,
+        "Sinter {} serves array {} from {} ({}{new})",
+        env!("CARGO_PKG_VERSION"),
+        serving.name,
+        paths.join(", "),
+        round_size(serving.capacity)
+    );
+    let url = format!("http://{}", serving.rest);
+    let _ = writeln!(text, "  REST  {url}");
+    for endpoint in &serving.nbd {
+        let _ = writeln!(text, "  NBD   {}", endpoint.uri(""));
+    }
+    for volume in serving.volumes.iter().take(VOLUMES_SHOWN) {
+        for endpoint in &serving.nbd {
+            let _ = writeln!(text, "        {}", shell_word(&endpoint.uri(volume)));
+        }
+    }
+    if serving.volumes.len() > VOLUMES_SHOWN {
+        let _ = writeln!(text, "        and {} more volumes", serving.volumes.len() - VOLUMES_SHOWN);
+    }
+    let sinter = if url == DEFAULT_URL { "sinter".to_owned() } else { format!("sinter --url {url}") };
+    text.push_str("Next:\n");
+    match (serving.volumes.first(), serving.nbd.first()) {
+        (Some(volume), Some(endpoint)) => {
+            let _ = writeln!(text, "  nbdcopy disk.img {}", shell_word(&endpoint.uri(volume)));
+            let _ = writeln!(text, "  {sinter} status");
+        }
+        _ => {
+            let _ = writeln!(text, "  {sinter} volume create demo 10GiB");
+        }
+    }
+    text
+}
+
+/// The text as one word of a shell.
+fn shell_word(text: &str) -> String {
+    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~/:%+=,@[]".contains(&byte));
+    if plain && !text.is_empty() { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+fn volume(text: &str) -> Result<(String, ByteCount), String> {
+    let (name, size) = text.rsplit_once(':').ok_or("a volume is written NAME:SIZE, such as demo:10GiB")?;
+    Ok((name.to_owned(), parse_size(size)?))
+}

@@ -1,0 +1,148 @@
+//! `sinter status` and `sinter reduction`.
+
+use std::fmt::Write as _;
+
+use clap::Args;
+
+use crate::api::types::HealthState;
+use crate::api::types::ReductionMetrics;
+use crate::api::types::Status;
+use crate::cli::client::Client;
+use crate::cli::client::parse;
+use crate::cli::output;
+use crate::daemon::failure::Outcome;
+use crate::daemon::quantity::round_size;
+use crate::units::ByteCount;
+
+/// `sinter status`.
+#[derive(Debug, Args)]
+pub struct StatusFlags {
+    /// Only what is wrong; nothing if all is well
+    #[arg(short = 'x')]
+    only_trouble: bool,
+    /// What REST returns, as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `sinter reduction`.
+#[derive(Debug, Args)]
+pub struct ReductionFlags {
+    /// What REST returns, as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `sinter status`.
+///
+/// # Errors
+/// What the array answered.
+pub fn status(client: &Client, flags: &StatusFlags) -> Outcome {
+    let answer = client.get_text("/api/v1/status")?;
+    if flags.json {
+        return output::data(answer + "\n");
+    }
+    let status: Status = parse(&answer)?;
+    let mut text = String::new();
+    for trouble in &status.problems {
+        let _ = writeln!(text, "problem: {}\n   hint: {}", trouble.what, trouble.hint);
+    }
+    if !flags.only_trouble {
+        describe(&status, &mut text);
+    }
+    output::data(text)
+}
+
+fn describe(status: &Status, text: &mut String) {
+    let size = |bytes: u64| round_size(ByteCount(bytes));
+    if !status.problems.is_empty() {
+        text.push('\n');
+    }
+    let health = match status.health {
+        HealthState::Healthy => "healthy",
+        HealthState::Degraded => "degraded",
+    };
+    let _ = writeln!(
+        text,
+        "array       {} ({}), {health}, sinter {}",
+        status.array.name, status.array.id, status.array.version
+    );
+    let capacity = &status.capacity;
+    let _ = writeln!(
+        text,
+        "pool        {} used of {} ({} usable), {} free",
+        size(capacity.used_bytes),
+        size(capacity.total_bytes),
+        size(capacity.usable_bytes),
+        size(capacity.free_bytes)
+    );
+    let volumes = &status.volumes;
+    let _ = writeln!(
+        text,
+        "volumes     {}, {} provisioned, {} written",
+        volumes.total,
+        size(volumes.provisioned_bytes),
+        size(volumes.used_bytes)
+    );
+    let reduction = &status.reduction;
+    let _ = writeln!(
+        text,
+        "reduction   {:.2} to 1 ({:.2} with thin provisioning), {} stored",
+        reduction.ratio,
+        reduction.total_ratio,
+        size(reduction.stored_bytes)
+    );
+    let collection = &status.garbage_collection;
+    let _ = writeln!(
+        text,
+        "collection  {} runs, {} segments won back, {} moved",
+        collection.runs,
+        collection.reclaimed_segments,
+        size(collection.moved_bytes)
+    );
+    for (label, uri) in [("nbd", &status.endpoints.nbd), ("nbd socket", &status.endpoints.nbd_unix)] {
+        if let Some(uri) = uri {
+            let _ = writeln!(text, "{label:<11} {uri}");
+        }
+    }
+    let next = if volumes.total == 0 { "sinter volume create NAME SIZE" } else { "sinter volume list" };
+    let _ = writeln!(text, "next        {next}");
+}
+
+/// Runs `sinter reduction`.
+///
+/// # Errors
+/// What the array answered.
+pub fn reduction(client: &Client, flags: &ReductionFlags) -> Outcome {
+    let answer = client.get_text("/api/v1/metrics/reduction")?;
+    if flags.json {
+        return output::data(answer + "\n");
+    }
+    let metrics: ReductionMetrics = parse(&answer)?;
+    let size = |bytes: u64| round_size(ByteCount(bytes));
+    let mut text = String::new();
+    let _ = writeln!(text, "overall        {:.2} to 1", metrics.overall_reduction_ratio);
+    let _ = writeln!(
+        text,
+        "patterns       {} blocks of zeros, {} of a repeated word, {} saved",
+        metrics.pattern_removal.zero_blocks_found,
+        metrics.pattern_removal.pattern_blocks_found,
+        size(metrics.bytes_saved.pattern)
+    );
+    let _ = writeln!(
+        text,
+        "deduplication  {:.2} to 1, {} unique and {} duplicate blocks, {} saved",
+        metrics.deduplication.ratio,
+        metrics.deduplication.unique_blocks,
+        metrics.deduplication.duplicate_blocks,
+        size(metrics.bytes_saved.dedupe)
+    );
+    let _ = writeln!(
+        text,
+        "compression    {:.2} to 1 ({}), {} saved",
+        metrics.compression.ratio,
+        metrics.compression.algorithm,
+        size(metrics.bytes_saved.compression)
+    );
+    output::data(text)
+}

@@ -1,0 +1,213 @@
+//! `sinter import` and `sinter export`: images in and out, over NBD with several requests under way.
+
+use std::io::Read;
+use std::path::Path;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::api::types::ArrayList;
+use crate::api::types::Volume;
+use crate::cli::client::Client;
+use crate::cli::client::parse;
+use crate::cli::client::volume_path;
+use crate::cli::image::Image;
+use crate::cli::image::Sink;
+use crate::cli::image::Stretch;
+use crate::cli::image::stretches;
+use crate::cli::output;
+use crate::cli::progress::Progress;
+use crate::cli::volume::with_hint;
+use crate::daemon::failure::Failure;
+use crate::daemon::failure::Outcome;
+use crate::daemon::quantity::show_size;
+use crate::daemon::uri::NbdEndpoint;
+use crate::error::ErrorKind;
+use crate::export::nbd::client::Address;
+use crate::export::nbd::client::Client as NbdClient;
+use crate::units::ByteCount;
+
+/// Requests that are under way at a time.
+const DEPTH: usize = 16;
+
+/// Most bytes of one request.
+const CHUNK_BYTES: u32 = 1 << 20;
+
+/// The stretch of a volume whose holes are asked for at once, in bytes.
+const WINDOW_BYTES: u64 = 1 << 30;
+
+/// `sinter import`.
+#[derive(Debug, Args)]
+#[group(skip)]
+pub struct Import {
+    /// The image, raw; `-` is standard input
+    file: PathBuf,
+    /// The volume to fill, by name or id
+    volume: String,
+    /// Do not ask before data in the volume is overwritten
+    #[arg(short, long)]
+    yes: bool,
+}
+
+/// `sinter export`.
+#[derive(Debug, Args)]
+#[group(skip)]
+pub struct Export {
+    /// The volume to copy, by name or id
+    volume: String,
+    /// The image, raw; `-` is standard output
+    file: PathBuf,
+    /// Do not ask before a file is overwritten
+    #[arg(short, long)]
+    yes: bool,
+}
+
+/// Runs `sinter import`. Afterwards the volume holds the image, then zeros.
+///
+/// # Errors
+/// What the array or the operating system said; `Invalid` for an image larger than the volume.
+pub fn import(client: &Client, import: Import) -> Outcome {
+    let volume = find_volume(client, &import.volume)?;
+    let mut image = Image::open(&import.file)?;
+    if let Some(len) = image.len().filter(|len| len.0 > volume.size_bytes) {
+        let (has, len) = (show_size(ByteCount(volume.size_bytes)), show_size(len));
+        let what = format!("volume {} has {has}, the image {len}", volume.name);
+        return Err(Failure::new(ErrorKind::Invalid, what)
+            .hint(format!("`sinter volume resize {} {len}` makes it large enough", volume.name)));
+    }
+    // An empty volume is zero already.
+    let must_zero = volume.used_bytes > 0;
+    if must_zero {
+        output::confirm(&format!("What volume {} holds will be overwritten.", volume.name), import.yes)?;
+    }
+    let mut nbd = connect(client, &volume.name)?;
+    let copied = copy_in(&mut image, &mut nbd, &volume, must_zero)?;
+    if must_zero && copied.0 < volume.size_bytes {
+        nbd.write_zeroes(copied.0, ByteCount(volume.size_bytes - copied.0))?;
+    }
+    nbd.flush()?;
+    nbd.disconnect()?;
+    output::note(&format!("{} read into volume {}", show_size(copied), volume.name));
+    Ok(())
+}
+
+/// Writes the image to the volume; how long it was.
+fn copy_in(image: &mut Image, nbd: &mut NbdClient, volume: &Volume, must_zero: bool) -> Outcome<ByteCount> {
+    let mut progress = Progress::bytes("importing", image.len());
+    let mut chunk = Vec::with_capacity(CHUNK_BYTES as usize);
+    let mut offset = 0u64;
+    loop {
+        chunk.clear();
+        image.take(u64::from(CHUNK_BYTES)).read_to_end(&mut chunk).map_err(|error| image.error(error))?;
+        if chunk.is_empty() {
+            return Ok(ByteCount(offset));
+        }
+        let end = offset + chunk.len() as u64;
+        if end > volume.size_bytes {
+            let has = show_size(ByteCount(volume.size_bytes));
+            let what =
+                format!("volume {} has {has}, and the image is larger; all of it is filled", volume.name);
+            return Err(Failure::new(ErrorKind::Invalid, what).hint(format!(
+                "`sinter volume resize {} SIZE` makes it larger; then import again",
+                volume.name
+            )));
+        }
+        for (range, stretch) in stretches(&chunk) {
+            let at = offset + range.start as u64;
+            match stretch {
+                Stretch::Data => nbd.write(at, &chunk[range])?,
+                Stretch::Zeros if must_zero => nbd.write_zeroes(at, ByteCount(range.len() as u64))?,
+                Stretch::Zeros => {}
+            }
+        }
+        offset = end;
+        progress.show(offset, None);
+    }
+}
+
+/// Runs `sinter export`. Where the image is a regular file, holes stay holes.
+///
+/// # Errors
+/// What the array or the operating system said.
+pub fn export(client: &Client, export: Export) -> Outcome {
+    let volume = find_volume(client, &export.volume)?;
+    if Sink::would_overwrite(&export.file) {
+        output::confirm(&format!("What {} holds will be overwritten.", export.file.display()), export.yes)?;
+    }
+    let mut nbd = connect(client, &volume.name)?;
+    let size = nbd.size();
+    let mut sink = Sink::create(&export.file, size)?;
+    copy_out(&mut nbd, &mut sink, size)?;
+    sink.finish()?;
+    nbd.disconnect()?;
+    if export.file != Path::new("-") {
+        output::note(&format!(
+            "{} of volume {} written to {}",
+            show_size(size),
+            volume.name,
+            export.file.display()
+        ));
+    }
+    Ok(())
+}
+
+/// Writes the whole volume to the sink, in order.
+fn copy_out(nbd: &mut NbdClient, sink: &mut Sink, size: ByteCount) -> Outcome {
+    let mut progress = Progress::bytes("exporting", Some(size));
+    let mut window = 0u64;
+    while window < size.0 {
+        let len = ByteCount(WINDOW_BYTES.min(size.0 - window));
+        for found in nbd.block_status(window, len)? {
+            if found.zero {
+                sink.zeros(found.offset, found.len)?;
+                progress.show(found.offset + found.len.0, None);
+                continue;
+            }
+            nbd.read_each(found.offset, found.len, CHUNK_BYTES, |offset, data| {
+                for (range, stretch) in stretches(data) {
+                    let at = offset + range.start as u64;
+                    match stretch {
+                        Stretch::Data => sink.write(at, &data[range])?,
+                        Stretch::Zeros => sink.zeros(at, ByteCount(range.len() as u64))?,
+                    }
+                }
+                progress.show(offset + data.len() as u64, None);
+                Ok(())
+            })?;
+        }
+        window += len.0;
+    }
+    Ok(())
+}
+
+fn find_volume(client: &Client, volume: &str) -> Outcome<Volume> {
+    let answer = client.get_text(&volume_path(volume)).map_err(|failure| match failure.error.kind() {
+        ErrorKind::NotFound => failure.hint(format!("`sinter volume create {volume} SIZE` makes it")),
+        _ => with_hint(failure),
+    })?;
+    parse(&answer)
+}
+
+/// Connects to a volume where the array serves NBD: at the Unix socket where it can be reached from
+/// here, else over TCP.
+fn connect(client: &Client, volume: &str) -> Outcome<NbdClient> {
+    let arrays: ArrayList = parse(&client.get_text("/api/v1/arrays")?)?;
+    let endpoints = arrays.arrays.into_iter().next().map(|array| array.endpoints).unwrap_or_default();
+    let unix = endpoints.nbd_unix.as_deref().and_then(NbdEndpoint::parse);
+    let unix = unix.filter(|endpoint| match endpoint {
+        NbdEndpoint::Unix(path) => client.is_local() && path.exists(),
+        NbdEndpoint::Tcp(_) => false,
+    });
+    let tcp = || endpoints.nbd.as_deref().and_then(NbdEndpoint::parse);
+    let address = match unix.or_else(tcp).map(|endpoint| client.reachable(endpoint)) {
+        Some(NbdEndpoint::Unix(path)) => Address::Unix(path),
+        Some(NbdEndpoint::Tcp(address)) => Address::Tcp(address),
+        None => {
+            let what = "the array serves NBD nowhere that can be reached from here";
+            return Err(
+                Failure::new(ErrorKind::Unreachable, what).hint("start `sinter serve` with --nbd ADDR:PORT")
+            );
+        }
+    };
+    Ok(NbdClient::connect(&address, volume, DEPTH)?)
+}

@@ -1,0 +1,254 @@
+//! `sinter volume`.
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use clap::Subcommand;
+
+use crate::api::types::CreateVolume;
+use crate::api::types::ResizeVolume;
+use crate::api::types::UpdateVolume;
+use crate::api::types::Volume;
+use crate::api::types::VolumeList;
+use crate::api::types::VolumeState;
+use crate::cli::client::Client;
+use crate::cli::client::parse;
+use crate::cli::client::volume_path;
+use crate::cli::output;
+use crate::cli::table;
+use crate::cli::table::Cell;
+use crate::cli::table::Column;
+use crate::cli::table::ListFlags;
+use crate::daemon::failure::Failure;
+use crate::daemon::failure::Outcome;
+use crate::daemon::quantity::parse_size;
+use crate::daemon::quantity::round_size;
+use crate::error::ErrorKind;
+use crate::units::ByteCount;
+
+/// What can be done with volumes.
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Make a volume; it takes space only as it is written
+    Create(Create),
+    /// List the volumes
+    #[command(visible_alias = "ls")]
+    List(ListFlags),
+    /// Show one volume
+    Show(Show),
+    /// Change a volume's name, description or tags
+    Update(Update),
+    /// Make a volume larger
+    Resize(Resize),
+    /// Delete a volume and all that it holds
+    #[command(visible_alias = "rm")]
+    Delete(Delete),
+}
+
+/// `volume create`.
+#[derive(Debug, Args)]
+pub struct Create {
+    /// Its name: 1 to 255 bytes, no `@` and no `/`
+    name: String,
+    /// Its size, such as 10GiB (also 10G), 10GB or plain bytes
+    #[arg(value_parser = parse_size)]
+    size: ByteCount,
+    /// Free text
+    #[arg(long, default_value = "", hide_default_value = true)]
+    description: String,
+    /// A label; may be given more than once
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = tag)]
+    tags: Vec<(String, String)>,
+    /// What REST returns, as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `volume show`.
+#[derive(Debug, Args)]
+pub struct Show {
+    /// Its name or id
+    volume: String,
+    /// Exact bytes instead of rounded sizes
+    #[arg(short = 'p')]
+    exact: bool,
+    /// What REST returns, as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `volume update`.
+#[derive(Debug, Args)]
+#[group(id = "change", required = true, multiple = true, args = ["name", "description", "tags", "no_tags"])]
+pub struct Update {
+    /// Its name or id
+    volume: String,
+    /// The new name
+    #[arg(long)]
+    name: Option<String>,
+    /// The new description
+    #[arg(long)]
+    description: Option<String>,
+    /// A new label; the ones given take the place of all old ones
+    #[arg(long = "tag", id = "tags", value_name = "KEY=VALUE", value_parser = tag)]
+    tags: Vec<(String, String)>,
+    /// Take all labels off
+    #[arg(long, conflicts_with = "tags")]
+    no_tags: bool,
+    /// What REST returns, as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `volume resize`.
+#[derive(Debug, Args)]
+pub struct Resize {
+    /// Its name or id
+    volume: String,
+    /// The new size, larger than the old one
+    #[arg(value_parser = parse_size)]
+    size: ByteCount,
+    /// What REST returns, as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `volume delete`.
+#[derive(Debug, Args)]
+pub struct Delete {
+    /// Its name or id
+    volume: String,
+    /// Also while a client is connected
+    #[arg(long)]
+    force: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
+const COLUMNS: &[Column<Volume>] = &[
+    Column { name: "name", cell: |volume, _| Cell::Text(volume.name.clone()) },
+    Column { name: "size", cell: |volume, exact| bytes(volume.size_bytes, exact) },
+    Column { name: "used", cell: |volume, exact| bytes(volume.used_bytes, exact) },
+    Column {
+        name: "ratio",
+        cell: |volume, _| Cell::Number(volume.reduction_ratio, format!("{:.2}", volume.reduction_ratio)),
+    },
+    Column { name: "state", cell: |volume, _| Cell::Text(state(volume.state).to_owned()) },
+    Column { name: "id", cell: |volume, _| Cell::Text(volume.id.clone()) },
+    Column { name: "description", cell: |volume, _| Cell::Text(one_line(&volume.description)) },
+    Column { name: "tags", cell: |volume, _| Cell::Text(one_line(&tags(&volume.tags))) },
+    Column { name: "created", cell: |volume, _| Cell::Text(volume.created_at.clone()) },
+    Column { name: "updated", cell: |volume, _| Cell::Text(volume.updated_at.clone()) },
+];
+
+const DEFAULT_COLUMNS: &[&str] = &["name", "size", "used", "ratio", "state"];
+
+/// Runs `sinter volume ...`.
+///
+/// # Errors
+/// What the array answered.
+pub fn run(client: &Client, command: VolumeCommand) -> Outcome {
+    match command {
+        VolumeCommand::Create(create) => {
+            let body = CreateVolume {
+                name: create.name,
+                size_bytes: create.size.0,
+                description: create.description,
+                tags: create.tags.into_iter().collect(),
+            };
+            let answer = client.post("/api/v1/volumes", &body).map_err(with_hint)?;
+            show(&answer, create.json, false)
+        }
+        VolumeCommand::List(flags) => list(client, &flags),
+        VolumeCommand::Show(arguments) => {
+            let answer = client.get_text(&volume_path(&arguments.volume)).map_err(with_hint)?;
+            show(&answer, arguments.json, arguments.exact)
+        }
+        VolumeCommand::Update(update) => {
+            let tags = (update.no_tags || !update.tags.is_empty()).then(|| update.tags.into_iter().collect());
+            let body = UpdateVolume { name: update.name, description: update.description, tags };
+            let answer = client.put(&volume_path(&update.volume), &body).map_err(with_hint)?;
+            show(&answer, update.json, false)
+        }
+        VolumeCommand::Resize(resize) => {
+            let path = format!("{}/resize", volume_path(&resize.volume));
+            let answer =
+                client.post(&path, &ResizeVolume { size_bytes: resize.size.0 }).map_err(with_hint)?;
+            show(&answer, resize.json, false)
+        }
+        VolumeCommand::Delete(delete) => {
+            output::confirm(&format!("Volume {} and all it holds will be lost.", delete.volume), delete.yes)?;
+            let force = if delete.force { "?force=true" } else { "" };
+            client.delete(&format!("{}{force}", volume_path(&delete.volume))).map_err(with_hint)
+        }
+    }
+}
+
+/// The command that helps, by what went wrong.
+pub fn with_hint(failure: Failure) -> Failure {
+    let hint = match failure.error.kind() {
+        ErrorKind::NotFound => "`sinter volume list` shows the volumes there are",
+        ErrorKind::Exists => "choose another name, or see `sinter volume show NAME`",
+        ErrorKind::Busy => "disconnect its clients first, or say --force",
+        ErrorKind::NoSpace => "`sinter status` shows the space; deletes and trims give some back",
+        _ => return failure,
+    };
+    if failure.hint.is_some() { failure } else { failure.hint(hint) }
+}
+
+fn list(client: &Client, flags: &ListFlags) -> Outcome {
+    let answer = client.get_text("/api/v1/volumes")?;
+    if flags.json {
+        return output::data(answer + "\n");
+    }
+    let volumes = parse::<VolumeList>(&answer)?.volumes;
+    output::data(table::render(&volumes, COLUMNS, DEFAULT_COLUMNS, flags)?)?;
+    if volumes.is_empty() {
+        output::note("no volumes yet; `sinter volume create NAME SIZE` makes one");
+    }
+    Ok(())
+}
+
+fn show(answer: &str, json: bool, exact: bool) -> Outcome {
+    if json {
+        return output::data(format!("{answer}\n"));
+    }
+    let volume: Volume = parse(answer)?;
+    let text: String = COLUMNS
+        .iter()
+        .map(|column| match (column.cell)(&volume, exact) {
+            Cell::Text(text) | Cell::Number(_, text) => {
+                format!("{:<12} {text}", column.name).trim_end().to_owned() + "\n"
+            }
+        })
+        .collect();
+    output::data(text)
+}
+
+fn bytes(value: u64, exact: bool) -> Cell {
+    #[expect(clippy::cast_precision_loss, reason = "only for sorting")]
+    let key = value as f64;
+    Cell::Number(key, if exact { value.to_string() } else { round_size(ByteCount(value)) })
+}
+
+fn state(state: VolumeState) -> &'static str {
+    match state {
+        VolumeState::Available => "available",
+        VolumeState::InUse => "in_use",
+    }
+}
+
+fn tags(tags: &BTreeMap<String, String>) -> String {
+    tags.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
+/// Text of clients, made safe for a table and a terminal.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn tag(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("a label is written KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}

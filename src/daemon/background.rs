@@ -1,0 +1,109 @@
+//! The threads that call the store's bounded steps: background work, and the sync of what nobody has
+//! flushed.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::store::Store;
+use crate::sync::Condition;
+use crate::sync::Mutex;
+
+/// How long to wait when there was no background work.
+const IDLE_WAIT: Duration = Duration::from_millis(100);
+
+/// How long to wait after a step failed; a store that has stopped fails every step.
+const FAILED_WAIT: Duration = Duration::from_secs(1);
+
+/// Shortest wait between two looks at what must be synced.
+const SYNC_WAIT_MIN: Duration = Duration::from_millis(1);
+
+/// The threads, running.
+pub(super) struct Background {
+    stop: Arc<Stop>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Says when it is time to stop, and wakes those who wait.
+#[derive(Default)]
+struct Stop {
+    stopped: Mutex<bool>,
+    changed: Condition,
+}
+
+impl Stop {
+    fn is_set(&self) -> bool {
+        *self.stopped.lock()
+    }
+
+    fn set(&self) {
+        *self.stopped.lock() = true;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self, limit: Duration) {
+        let stopped = self.stopped.lock();
+        if !*stopped {
+            drop(self.changed.wait_for(stopped, limit));
+        }
+    }
+}
+
+impl Background {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// What the operating system said.
+    pub(super) fn start(store: &Arc<Store>) -> std::io::Result<Background> {
+        let mut background = Background { stop: Arc::default(), threads: Vec::new() };
+        background.spawn("background", store, |store| {
+            Ok(if store.background_step()? { Duration::ZERO } else { IDLE_WAIT })
+        })?;
+        background.spawn("sync", store, |store| Ok(store.sync_if_due()?.max(SYNC_WAIT_MIN)))?;
+        Ok(background)
+    }
+
+    fn spawn(
+        &mut self,
+        name: &'static str,
+        store: &Arc<Store>,
+        step: fn(&Store) -> Result<Duration, Error>,
+    ) -> std::io::Result<()> {
+        let (store, stop) = (store.clone(), self.stop.clone());
+        let run = move || repeat(name, &store, &stop, step);
+        self.threads.push(std::thread::Builder::new().name(name.to_owned()).spawn(run)?);
+        Ok(())
+    }
+
+    /// Lets each thread finish its step, and waits for it.
+    pub(super) fn stop(self) {
+        self.stop.set();
+        for thread in self.threads {
+            // A panic has already ended the process (`daemon::abort_on_panic`).
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Calls `step` until it is time to stop; says when it begins to fail, and when it works again.
+fn repeat(name: &str, store: &Store, stop: &Stop, step: fn(&Store) -> Result<Duration, Error>) {
+    let mut failing = false;
+    while !stop.is_set() {
+        match step(store) {
+            Ok(wait) => {
+                failing = false;
+                if !wait.is_zero() {
+                    stop.wait(wait);
+                }
+            }
+            Err(error) => {
+                if !failing {
+                    tracing::error!("{name}: {error}");
+                }
+                failing = true;
+                stop.wait(FAILED_WAIT);
+            }
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! The daemon: configuration, and the one place where the parts are put together.
+//!
+//! Start, each step after the one before:
+//!
+//! 1. addresses are checked: nothing but loopback without `--insecure-open`;
+//! 2. signals are caught;
+//! 3. TCP ports are taken, so that a taken one is found before anything is written;
+//! 4. devices are opened, locked and looked at, and the pool is opened or made;
+//! 5. the array reads its catalog, and missing `--volume`s are made;
+//! 6. the background threads start;
+//! 7. the Unix socket is bound (the pool's lock says that it is ours), NBD serves, then REST;
+//! 8. what is served is announced.
+//!
+//! Stop, on SIGTERM or SIGINT: NBD and REST stop accepting, finish the requests they have and close;
+//! the background threads stop; a checkpoint makes everything durable; the devices are closed. A
+//! second signal ends the process at once, which loses nothing that was acknowledged.
+
+use std::net::SocketAddr;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use signal_hook::consts::SIGINT;
+use signal_hook::consts::SIGTERM;
+use signal_hook::iterator::Signals;
+
+use crate::api::Service;
+use crate::api::types::Endpoints;
+use crate::array::Array;
+use crate::array::ArrayOptions;
+use crate::array::NewVolume;
+use crate::daemon::background::Background;
+use crate::daemon::config::Config;
+use crate::daemon::config::UnixEndpoint;
+use crate::daemon::failure::ExitStatus;
+use crate::daemon::failure::Failure;
+use crate::daemon::failure::Outcome;
+use crate::daemon::nbd::NbdServer;
+use crate::daemon::pool::OpenPool;
+use crate::daemon::pool::OtherContent;
+use crate::daemon::quantity::show_size;
+use crate::daemon::rest::RestServer;
+use crate::daemon::system::SystemClock;
+use crate::daemon::system::SystemRandom;
+use crate::daemon::uri::NbdEndpoint;
+use crate::error::Error;
+use crate::error::ErrorKind;
+use crate::store::Environment;
+use crate::store::OpenReport;
+use crate::store::Store;
+use crate::store::StoreOptions;
+use crate::units::ByteCount;
+
+mod background;
+pub mod config;
+pub mod failure;
+pub mod keys;
+mod nbd;
+pub mod pool;
+pub mod quantity;
+mod rest;
+pub mod system;
+pub mod uri;
+
+/// What `serve` is to do.
+#[derive(Debug)]
+pub struct ServeOptions {
+    /// The configuration in force.
+    pub config: Config,
+    /// Where the default pool file and the socket are.
+    pub data_directory: PathBuf,
+    /// Whether devices that hold something else may be taken over.
+    pub other_content: OtherContent,
+    /// A damaged log may be cut at its last intact operation.
+    pub accept_loss: bool,
+    /// Whether addresses that are not loopback may be served.
+    pub insecure_open: bool,
+    /// Volumes that are made if they are missing.
+    pub volumes: Vec<(String, ByteCount)>,
+}
+
+/// What is served, once it is.
+#[derive(Debug)]
+pub struct Serving {
+    /// `array.name`.
+    pub name: String,
+    /// The pool's devices.
+    pub pool_paths: Vec<PathBuf>,
+    /// Whether the pool was made just now.
+    pub pool_is_new: bool,
+    /// The pool's size.
+    pub capacity: ByteCount,
+    /// Where REST is.
+    pub rest: SocketAddr,
+    /// Where NBD is.
+    pub nbd: Vec<NbdEndpoint>,
+    /// The volumes' names.
+    pub volumes: Vec<String>,
+}
+
+/// Serves an array until the process is told to stop.
+///
+/// # Errors
+/// `NotFound`, `Busy`, `Corrupt` or `Invalid` for a start that is refused, in the sense of the exit
+/// statuses; `Device` or `Stopped` where the array could not be closed in peace.
+pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome {
+    abort_on_panic();
+    let ServeOptions { config, data_directory, other_content, accept_loss, insecure_open, volumes } = options;
+    if !insecure_open {
+        refuse_open_addresses(&config)?;
+    }
+    let mut signals = Signals::new([SIGTERM, SIGINT])
+        .map_err(|error| Error::caused(ErrorKind::Device, "catching signals", error))?;
+    let rest_listener = listen_for_rest(config.api_listen)?;
+    let nbd_listener = config.nbd_listen.map(nbd::listen).transpose()?;
+    let rest_address = local_address(&rest_listener)?;
+
+    pool::make_data_directory(&data_directory)?;
+    let environment = environment();
+    let specs = pool::device_specs(&config, &data_directory);
+    let store_options = store_options(&config, accept_loss);
+    let OpenPool { store, report, paths } =
+        pool::open(&specs, other_content, store_options, environment.clone())?;
+    let array_options = ArrayOptions { name: config.array_name.clone() };
+    let array = Array::new(store.clone(), array_options, environment.clone())?;
+    if let Some(report) = &report {
+        tell(report, &array);
+    }
+    make_volumes(&array, &volumes)?;
+
+    let failed = |what: &'static str| move |error| Error::caused(ErrorKind::Device, what, error);
+    let background = Background::start(&store).map_err(failed("starting the background threads"))?;
+    let socket = match &config.nbd_unix {
+        UnixEndpoint::InDataDirectory => Some(data_directory.join("nbd.sock")),
+        UnixEndpoint::Off => None,
+        UnixEndpoint::At(path) => Some(path.clone()),
+    };
+    let nbd = NbdServer::start(&config, nbd_listener, socket, &array)?;
+    let endpoints = endpoints(nbd.endpoints());
+    let service = Service::new(array.clone(), endpoints, environment.clock.clone());
+    let rest = RestServer::start(rest_listener, service, array.clone(), nbd.statistics())
+        .map_err(failed("starting REST"))?;
+
+    announce(&Serving {
+        name: config.array_name,
+        pool_paths: paths,
+        pool_is_new: report.is_none(),
+        capacity: ByteCount(store.statistics().capacity_bytes),
+        rest: rest_address,
+        nbd: nbd.endpoints().to_vec(),
+        volumes: array.volumes().into_iter().map(|volume| volume.name).collect(),
+    });
+    wait_for_signal(&mut signals);
+    exit_at_next_signal(signals);
+    tracing::info!("stopping");
+    nbd.stop();
+    rest.stop();
+    background.stop();
+    if report.is_some_and(|report| !report.damage.is_empty() && !accept_loss) {
+        // It took no writes, so there is nothing to close; the next start shall see what this one saw.
+        return Ok(());
+    }
+    close(&store)
+}
+
+/// What the store is told of the configuration.
+#[must_use]
+pub fn store_options(config: &Config, accept_loss: bool) -> StoreOptions {
+    StoreOptions {
+        metadata_budget: config.memory_metadata,
+        index_budget: config.memory_index,
+        checkpoint_log_bytes: config.checkpoint_log_bytes,
+        sync_after: config.log_sync_after,
+        rated_cycles: config.rated_cycles,
+        segment_bytes: config.segment_size.unwrap_or_default(),
+        accept_loss,
+        ..StoreOptions::default()
+    }
+}
+
+/// The real world, for what may not look at it itself.
+#[must_use]
+pub fn environment() -> Environment {
+    Environment { clock: Arc::new(SystemClock::new()), random: Arc::new(SystemRandom) }
+}
+
+/// A panic in one thread would leave locks and promises half kept: the process dies instead, and the
+/// next start recovers.
+fn abort_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        print(info);
+        std::process::abort();
+    }));
+}
+
+fn refuse_open_addresses(config: &Config) -> Outcome {
+    let addresses = [("api.listen", Some(config.api_listen)), ("nbd.listen", config.nbd_listen)];
+    for (key, address) in addresses {
+        if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
+            let what =
+                format!("{key} is {address}: whoever reaches that address could read and delete everything");
+            return Err(Failure::new(ErrorKind::Invalid, what)
+                .hint("serve 127.0.0.1, or say --insecure-open if the network is yours alone"));
+        }
+    }
+    Ok(())
+}
+
+fn listen_for_rest(address: SocketAddr) -> Outcome<TcpListener> {
+    TcpListener::bind(address).map_err(|error| {
+        let kind = match error.kind() {
+            std::io::ErrorKind::AddrInUse => ErrorKind::Busy,
+            _ => ErrorKind::Invalid,
+        };
+        Failure::from(Error::caused(kind, format!("listening on {address} for REST"), error))
+            .hint("--api ADDR:PORT takes another one; port 0 takes any that is free")
+    })
+}
+
+fn local_address(listener: &TcpListener) -> Outcome<SocketAddr> {
+    listener
+        .local_addr()
+        .map_err(|error| Error::caused(ErrorKind::Device, "asking for a port's number", error).into())
+}
+
+fn endpoints(nbd: &[NbdEndpoint]) -> Endpoints {
+    let find =
+        |wanted: fn(&NbdEndpoint) -> bool| nbd.iter().find(|endpoint| wanted(endpoint)).map(|e| e.uri(""));
+    Endpoints {
+        nbd: find(|endpoint| matches!(endpoint, NbdEndpoint::Tcp(_))),
+        nbd_unix: find(|endpoint| matches!(endpoint, NbdEndpoint::Unix(_))),
+    }
+}
+
+/// Tells the user and the array what opening found.
+fn tell(report: &OpenReport, array: &Array) {
+    if report.clean {
+        tracing::info!("the pool was closed in peace");
+    } else {
+        let (operations, bytes) = (report.replayed_operations, show_size(ByteCount(report.log_bytes)));
+        tracing::info!(
+            "the pool was not closed in peace: {operations} operations replayed from {bytes} of log"
+        );
+    }
+    for line in &report.damage {
+        tracing::error!("damage: {line}");
+    }
+    array.note_damage(report.damage.clone());
+}
+
+/// Makes the volumes that are missing; those that exist stay as they are.
+fn make_volumes(array: &Array, volumes: &[(String, ByteCount)]) -> Outcome {
+    for (name, size) in volumes {
+        match array.volume(name) {
+            Ok(info) if info.size_bytes.blocks() == size.blocks() => {}
+            Ok(info) => {
+                let (has, asked) = (show_size(info.size_bytes), show_size(*size));
+                tracing::warn!("volume {name} has {has}, not {asked}; it is left as it is");
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => make_volume(array, name, *size)?,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// A pool that takes no writes is served all the same: what can be read of it is worth the more.
+fn make_volume(array: &Array, name: &str, size: ByteCount) -> Outcome {
+    let new = NewVolume { name: name.to_owned(), size, ..NewVolume::default() };
+    match array.create_volume(new) {
+        Ok(_) => Ok(()),
+        Err(error) if matches!(error.kind(), ErrorKind::ReadOnly | ErrorKind::Stopped) => {
+            tracing::warn!("volume {name} was not made: {error}");
+            Ok(())
+        }
+        Err(error) => Err(error.context(format!("making volume {name}")).into()),
+    }
+}
+
+fn wait_for_signal(signals: &mut Signals) {
+    let _ = signals.forever().next();
+}
+
+fn exit_at_next_signal(mut signals: Signals) {
+    let exit = move || {
+        wait_for_signal(&mut signals);
+        std::process::exit(i32::from(ExitStatus::Interrupted as u8));
+    };
+    if let Err(error) = std::thread::Builder::new().name("signals".to_owned()).spawn(exit) {
+        tracing::warn!("a second signal will not be heard: {error}");
+    }
+}
+
+fn close(store: &Store) -> Outcome {
+    store.checkpoint().map_err(|error| {
+        Failure::from(error.context("closing the pool"))
+            .hint("nothing that was acknowledged is lost; the next start recovers the pool")
+    })
+}

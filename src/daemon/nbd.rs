@@ -1,0 +1,111 @@
+//! The NBD server over the array's volumes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::array::Array;
+use crate::array::BlockService;
+use crate::daemon::config::Config;
+use crate::daemon::failure::Failure;
+use crate::daemon::failure::Outcome;
+use crate::daemon::uri::NbdEndpoint;
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::export::nbd::ExportEntry;
+use crate::export::nbd::ExportSource;
+use crate::export::nbd::Listener;
+use crate::export::nbd::NbdStatistics;
+use crate::export::nbd::Server;
+use crate::export::nbd::ServerOptions;
+
+/// How long requests in flight may take to finish when the daemon stops.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// The server, running.
+pub(super) struct NbdServer {
+    server: Server,
+    endpoints: Vec<NbdEndpoint>,
+}
+
+impl NbdServer {
+    /// Takes the Unix socket, if there is to be one, and starts serving there and on `tcp`.
+    ///
+    /// # Errors
+    /// `Busy` or `Exists` where the socket's path is taken; `Invalid` where it cannot be bound.
+    pub(super) fn start(
+        config: &Config,
+        tcp: Option<Listener>,
+        socket: Option<PathBuf>,
+        array: &Arc<Array>,
+    ) -> Outcome<NbdServer> {
+        let mut listeners = Vec::new();
+        let mut endpoints = Vec::new();
+        if let Some(listener) = tcp {
+            endpoints.extend(listener.tcp_address().map(NbdEndpoint::Tcp));
+            listeners.push(listener);
+        }
+        if let Some(path) = socket {
+            listeners.push(Listener::unix(&path).map_err(|error| {
+                Failure::from(error)
+                    .hint("--nbd-unix PATH puts the socket elsewhere, --nbd-unix none leaves it out")
+            })?);
+            // Clients find the socket whatever directory they are in.
+            endpoints.push(NbdEndpoint::Unix(std::path::absolute(&path).unwrap_or(path)));
+        }
+        let options = ServerOptions {
+            connections_max: config.nbd_connections,
+            request_budget: config.memory_requests,
+            ..ServerOptions::default()
+        };
+        let server = Server::start(Arc::new(Volumes(array.clone())), listeners, options)?;
+        Ok(NbdServer { server, endpoints })
+    }
+
+    /// Where it serves.
+    pub(super) fn endpoints(&self) -> &[NbdEndpoint] {
+        &self.endpoints
+    }
+
+    /// What it counts.
+    pub(super) fn statistics(&self) -> Arc<NbdStatistics> {
+        self.server.statistics()
+    }
+
+    /// Stops accepting, lets requests in flight finish, and closes all connections.
+    pub(super) fn stop(self) {
+        if !self.server.stop(DRAIN_MAX) {
+            tracing::warn!("some NBD requests did not finish in time and were cut off");
+        }
+    }
+}
+
+/// Takes a TCP port for NBD.
+///
+/// # Errors
+/// `Busy` where it is taken; `Invalid` where it cannot be had for another reason.
+pub(super) fn listen(address: std::net::SocketAddr) -> Outcome<Listener> {
+    Listener::tcp(address).map_err(|error| match error.kind() {
+        ErrorKind::Busy => {
+            Failure::from(error).hint("--nbd ADDR:PORT takes another one, --nbd none leaves TCP out")
+        }
+        _ => error.into(),
+    })
+}
+
+/// The array's volumes as exports.
+struct Volumes(Arc<Array>);
+
+impl ExportSource for Volumes {
+    fn list(&self) -> Vec<ExportEntry> {
+        let volumes = self.0.volumes();
+        volumes
+            .into_iter()
+            .map(|info| ExportEntry { name: info.name, description: info.description })
+            .collect()
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<dyn BlockService>> {
+        Ok(self.0.open_volume(name)?)
+    }
+}
