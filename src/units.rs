@@ -149,6 +149,14 @@ impl Uuid {
         Uuid(bytes)
     }
 
+    /// The first eight bytes as a number: enough to tell a stray structure of another pool.
+    #[must_use]
+    pub fn head(&self) -> u64 {
+        let mut head = [0u8; 8];
+        head.copy_from_slice(&self.0[..8]);
+        u64::from_le_bytes(head)
+    }
+
     /// Reads the hyphenated form of 36 characters; `None` for anything else.
     #[must_use]
     pub fn parse(text: &str) -> Option<Uuid> {

@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn cursors_read_back() {
-        let cursor = Cursor { created_ms: 1_705_314_600_250, name: "a:ö".to_owned() };
+        let cursor = Cursor { created_ms: 1_705_314_600_250, name: "a:\u{f6}".to_owned() };
         assert_eq!(Cursor::parse(&cursor.show()).unwrap(), cursor);
         for text in ["", "!", "MTIz", "eDp5"] {
             assert!(Cursor::parse(text).is_err(), "{text}");

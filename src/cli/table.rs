@@ -132,14 +132,14 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let rows = [("zeta", 5), ("ö", 1000)];
+        let rows = [("zeta", 5), ("\u{f6}", 1000)];
         let flags = ListFlags::default();
         assert_eq!(
             render(&rows, COLUMNS, &["name", "size"], &flags).unwrap(),
-            "NAME  SIZE\nzeta     5\nö     1000\n"
+            "NAME  SIZE\nzeta     5\n\u{f6}     1000\n"
         );
         let flags = ListFlags { no_header: true, sort: Some("size".to_owned()), ..ListFlags::default() };
-        assert_eq!(render(&rows, COLUMNS, &["size", "name"], &flags).unwrap(), "5\tzeta\n1000\tö\n");
+        assert_eq!(render(&rows, COLUMNS, &["size", "name"], &flags).unwrap(), "5\tzeta\n1000\t\u{f6}\n");
         let flags = ListFlags { columns: vec!["shape".to_owned()], ..ListFlags::default() };
         assert!(render(&rows, COLUMNS, &["name"], &flags).is_err());
     }

@@ -61,7 +61,7 @@ pub fn round_size(size: ByteCount) -> String {
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split(text)?;
     let nanoseconds: u64 = match unit {
-        "us" | "µs" => 1_000,
+        "us" | "\u{b5}s" => 1_000,
         "ms" => 1_000_000,
         "s" => 1_000_000_000,
         "m" | "min" => 60_000_000_000,

@@ -83,7 +83,7 @@ mod tests {
         assert_eq!(tcp.uri("demo"), "nbd://127.0.0.1:10809/demo");
         assert_eq!(NbdEndpoint::parse(&tcp.uri("")), Some(tcp));
         let unix = NbdEndpoint::Unix(PathBuf::from("/run/a b/nbd.sock"));
-        assert_eq!(unix.uri("ö 1"), "nbd+unix:///%C3%B6%201?socket=/run/a%20b/nbd.sock");
+        assert_eq!(unix.uri("\u{f6} 1"), "nbd+unix:///%C3%B6%201?socket=/run/a%20b/nbd.sock");
         assert_eq!(NbdEndpoint::parse(&unix.uri("")), Some(unix));
         assert_eq!(NbdEndpoint::parse("http://127.0.0.1"), None);
         assert_eq!(NbdEndpoint::parse("nbd+unix:///?socket=%f"), None);

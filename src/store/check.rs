@@ -82,6 +82,9 @@ pub fn check(
     }
 }
 
+/// A node's entries, level and number of mapped blocks.
+type NodeFacts = (Box<[u8; PAGE_BYTES]>, u8, u64);
+
 /// A check under way.
 struct Check<'a> {
     store: &'a Store,
@@ -205,7 +208,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn node(&mut self, node: MapNodeId) -> Result<Option<(Box<[u8; PAGE_BYTES]>, u8, u64)>> {
+    /// A node's entries, level and number of mapped blocks.
+    fn node(&mut self, node: MapNodeId) -> Result<Option<NodeFacts>> {
         let key = node_page(node);
         let read = self.store.run(Caller::Maintenance, |core| {
             core.bring_in(key)?;

@@ -147,7 +147,7 @@ pub struct PlantedFaults {
     pub no_sync_before_superblock: bool,
     /// Freed ids are given out again at once.
     pub reuse_ids_at_once: bool,
-    /// A batch is taken for its number alone, whatever opening and batch before it it names.
+    /// A batch is believed for its own checksum alone, whatever it says of opening, number and batch before.
     pub ignore_chain: bool,
     /// A merge looks at decrements before it looks at increments.
     pub decrement_first: bool,

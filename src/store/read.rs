@@ -149,7 +149,7 @@ impl Store {
                 _ => None,
             })
         };
-        let (Some((_, start, _)), Some((_, last, _))) = (stored().next(), stored().last()) else {
+        let (Some((_, start, _)), Some((_, last, _))) = (stored().next(), stored().next_back()) else {
             return Ok(true);
         };
         let len = (last.offset - start.offset) as usize + usize::from(last.len);

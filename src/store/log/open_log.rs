@@ -30,8 +30,11 @@ pub(crate) struct OpenBatch {
     pub(crate) first_lsn: Lsn,
     pub(crate) operations: u32,
     /// Records and payloads of each operation.
-    pub(crate) frames: Vec<(Arc<Vec<u8>>, Arc<Vec<u8>>)>,
+    pub(crate) frames: Vec<Frame>,
 }
+
+/// Records and payloads of one operation.
+pub(crate) type Frame = (Vec<u8>, Arc<Vec<u8>>);
 
 /// What a writer writes, in order.
 #[derive(Debug)]
@@ -308,7 +311,7 @@ impl Core {
         }
         batch.len += frame_len;
         batch.operations += 1;
-        batch.frames.push((Arc::new(records), payload));
+        batch.frames.push((records, payload));
         log.position.offset = batch.offset + batch.len;
         log.bytes_since_picture += u64::from(frame_len);
         self.counters.log_bytes += u64::from(frame_len);

@@ -120,7 +120,7 @@ impl Store {
         let incarnation = Incarnation(environment.random.number().max(1));
         let log = OpenLog::new(root.lsn.next(), root.epoch, incarnation, geometry.dirty_limit);
         let mut core = Core {
-            pool_short: short(identity.pool),
+            pool_short: identity.pool.head(),
             cache: Cache::new(geometry.frames, 1),
             roots: root.tables,
             segments: SegmentTable::new(geometry.segments()),
@@ -183,15 +183,8 @@ impl Store {
 
     /// The first eight bytes of the pool's id.
     pub(crate) fn short_id(&self) -> u64 {
-        short(self.identity.pool)
+        self.identity.pool.head()
     }
-}
-
-/// The first eight bytes of a pool's id.
-fn short(pool: Uuid) -> u64 {
-    let mut head = [0u8; 8];
-    head.copy_from_slice(&pool.0[..8]);
-    u64::from_le_bytes(head)
 }
 
 /// A pool's newest superblock, of those that agree with each other.

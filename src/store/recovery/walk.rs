@@ -82,10 +82,12 @@ impl Walk {
         let Some(bytes) = read_batch(store, segment, offset)? else { return Ok(None) };
         let Some(batch) = Batch::decode(&bytes, true) else { return Ok(None) };
         let header = &batch.header;
+        let follows = header.incarnation == self.incarnation
+            && header.first_lsn == self.next_lsn
+            && header.previous == self.chain;
         let fits = header.kind == BatchKind::Log
             && header.pool == store.short_id()
-            && header.first_lsn == self.next_lsn
-            && (self.ignore_chain || (header.incarnation == self.incarnation && header.previous == self.chain));
+            && (follows || self.ignore_chain);
         if !fits {
             return Ok(None);
         }

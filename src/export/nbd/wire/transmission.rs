@@ -416,7 +416,7 @@ mod tests {
         to.put_status(&mut out, 1, &[(4096, 0), (1 << 40, 3)]);
         assert_eq!(out.len(), 32 + 8 + 2 * 16);
         out.clear();
-        to.put_error(&mut out, 5, &"ä".repeat(400));
+        to.put_error(&mut out, 5, &"\u{e4}".repeat(400));
         assert_eq!(out.len(), 32 + 6 + 512);
     }
 
