@@ -14,15 +14,21 @@ use crate::format::location::Location;
 use crate::format::page::{BlockEntry, PAGE_HEADER_BYTES, PageHeader};
 use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use crate::format::{checksum, to_grain};
-use crate::units::{BlockId, Incarnation, Lsn, SegmentId};
+use crate::units::{BLOCK_BYTES, BlockId, Incarnation, Lsn, SegmentId};
 
 use super::Store;
 use super::core::{Core, Stall};
 use super::log::appender::Stream;
 use super::run::Caller;
 
-/// Blocks moved with one batch.
+/// Most blocks moved with one batch.
 const MOVE_TOGETHER: usize = 64;
+
+/// Blocks moved with one batch into segments of this size: small batches fill a segment to its end, a batch of
+/// more than half a segment would waste the rest of it.
+fn move_together(segment_bytes: u32) -> usize {
+    (segment_bytes as usize / BLOCK_BYTES / 16).clamp(1, MOVE_TOGETHER)
+}
 
 /// A block that was found in a victim.
 struct Found {
@@ -82,7 +88,7 @@ impl Store {
             let Some(next) = if_readable(walk.next_batch(self))? else { return Ok(false) };
             let Some(batch_bytes) = next else { break };
             let found = blocks_in(&batch_bytes, victim, walk.batch_start);
-            for group in found.chunks(MOVE_TOGETHER) {
+            for group in found.chunks(move_together(self.geometry.segment_bytes)) {
                 intact &= self.move_group(group, &batch_bytes, walk.batch_start)?;
             }
         }
