@@ -134,11 +134,11 @@ impl Check<'_> {
         }
     }
 
-    /// Corruption is a fault of the pool; anything else ends the check.
+    /// What is damaged or cannot be read is a fault of the pool; anything else ends the check.
     fn or_fault<T>(&mut self, outcome: Result<T>) -> Result<Option<T>> {
         match outcome {
             Ok(value) => Ok(Some(value)),
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
+            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Device) => {
                 self.fault(error.to_string());
                 Ok(None)
             }
@@ -163,7 +163,8 @@ impl Check<'_> {
         let extents = self.store.core.lock().root_extents.clone();
         for extent in extents {
             let mut bytes = vec![0u8; extent.len as usize];
-            self.store.read_location(extent.start, &mut bytes)?;
+            let read = self.store.read_location(extent.start, &mut bytes);
+            self.or_fault(read)?;
             if checksum(&bytes) != extent.checksum {
                 self.fault(format!(
                     "a part of the checkpoint's root in segment {} is damaged",

@@ -230,7 +230,7 @@ impl Store {
         self.store_pages(vec![(key, page, facts)], changed)
     }
 
-    /// Encodes pages, writes them (directories, inner nodes and objects twice), and then points to them.
+    /// Encodes pages, writes them (directories, inner nodes, objects and segments twice), and then points to them.
     fn store_pages(
         &self,
         pages: Vec<(PageKey, Box<[u8; PAGE_BYTES]>, PageFacts)>,
@@ -241,7 +241,8 @@ impl Store {
         for (key, page, facts) in pages {
             let facts = PageFacts { version: facts.version.wrapping_add(1), ..facts };
             let bytes = encode_page(key, facts, &page, pool);
-            let twice = key.level > 0 || facts.node_level > 0 || key.table == Table::Objects;
+            let needed_to_open = matches!(key.table, Table::Objects | Table::Segments);
+            let twice = key.level > 0 || facts.node_level > 0 || needed_to_open;
             let location = self.append_page(Stream::Metadata, &bytes)?;
             let copy = if twice { self.append_page(Stream::MetadataCopy, &bytes)? } else { Location::NONE };
             let pointer = PagePointer { location, copy, checksum: checksum(&bytes), version: facts.version };

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::format::SYNC_UNIT_BYTES;
 use crate::format::batch::{
     BATCH_HEADER_BYTES, Batch, BatchHeader, BatchKind, LoggedOperation, MappingRecord,
@@ -14,15 +14,21 @@ use crate::format::location::Location;
 use crate::format::page::{BlockEntry, PAGE_HEADER_BYTES, PageHeader};
 use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use crate::format::{checksum, to_grain};
-use crate::units::{BlockId, Incarnation, Lsn, SegmentId};
+use crate::units::{BLOCK_BYTES, BlockId, Incarnation, Lsn, SegmentId};
 
 use super::Store;
 use super::core::{Core, Stall};
 use super::log::appender::Stream;
 use super::run::Caller;
 
-/// Blocks moved with one batch.
+/// Most blocks moved with one batch.
 const MOVE_TOGETHER: usize = 64;
+
+/// Blocks moved with one batch into segments of this size: small batches fill a segment to its end, a batch of
+/// more than half a segment would waste the rest of it.
+fn move_together(segment_bytes: u32) -> usize {
+    (segment_bytes as usize / BLOCK_BYTES / 16).clamp(1, MOVE_TOGETHER)
+}
 
 /// A block that was found in a victim.
 struct Found {
@@ -76,11 +82,13 @@ impl Store {
 
     /// Moves every live block out of a segment of batches; `false` where some cannot be read.
     fn move_blocks(&self, victim: SegmentId) -> Result<bool> {
-        let mut walk = SegmentWalk::new(self, victim)?;
         let mut intact = true;
-        while let Some(batch_bytes) = walk.next_batch(self)? {
+        let Some(mut walk) = if_readable(SegmentWalk::new(self, victim))? else { return Ok(false) };
+        loop {
+            let Some(next) = if_readable(walk.next_batch(self))? else { return Ok(false) };
+            let Some(batch_bytes) = next else { break };
             let found = blocks_in(&batch_bytes, victim, walk.batch_start);
-            for group in found.chunks(MOVE_TOGETHER) {
+            for group in found.chunks(move_together(self.geometry.segment_bytes)) {
                 intact &= self.move_group(group, &batch_bytes, walk.batch_start)?;
             }
         }
@@ -96,8 +104,9 @@ impl Store {
         let mut payload: Vec<u8> = Vec::new();
         let mut moving: Vec<(&Found, BlockEntry, usize)> = Vec::new();
         for found in group {
-            let entry = self.run(Caller::Maintenance, |core| core.live_entry(found))?;
-            let Some(entry) = entry else { continue };
+            let entry = if_readable(self.run(Caller::Maintenance, |core| core.live_entry(found)))?;
+            intact &= entry.is_some();
+            let Some(entry) = entry.flatten() else { continue };
             let from = (found.location.offset - batch_start) as usize;
             let stored = batch.get(from..from + usize::from(found.location.len)).unwrap_or_default();
             if checksum(stored) != entry.checksum {
@@ -166,7 +175,10 @@ impl Store {
         let mut offset = SEGMENT_HEADER_BYTES as u32;
         while offset + (PAGE_HEADER_BYTES as u32) <= segment_bytes {
             let mut bytes = vec![0u8; PAGE_HEADER_BYTES];
-            self.read_location(Location { segment: victim, offset, len: 1 }, &mut bytes)?;
+            let read = self.read_location(Location { segment: victim, offset, len: 1 }, &mut bytes);
+            if if_readable(read)?.is_none() {
+                return Ok(false);
+            }
             let Some(header) = PageHeader::decode(&bytes, self.short_id()) else {
                 // The end of what was written, or damage: whatever is live behind it stays.
                 return Ok(true);
@@ -180,9 +192,8 @@ impl Store {
                     }
                     core.touch_page(key)
                 });
-                match moved {
-                    Err(error) if error.kind() == crate::error::ErrorKind::Corrupt => return Ok(false),
-                    other => other?,
+                if if_readable(moved)?.is_none() {
+                    return Ok(false);
                 }
             }
             offset += u32::try_from(header.stride()).unwrap_or(segment_bytes);
@@ -240,6 +251,16 @@ impl Core {
             }
         }
         Ok(())
+    }
+}
+
+/// What a look has found; `None` where damage or a failing device stood in its way: that is left alone, and
+/// collection goes on elsewhere.
+fn if_readable<T>(outcome: Result<T>) -> Result<Option<T>> {
+    match outcome {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Device) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

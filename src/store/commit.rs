@@ -152,7 +152,9 @@ impl Store {
                     let verdict = match self.run(Caller::Request, |core| core.verdict(block, &fingerprint)) {
                         Ok(verdict) => verdict,
                         // A damaged page of the table costs reduction, not the write.
-                        Err(error) if error.kind() == ErrorKind::Corrupt => Verdict::No,
+                        Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Device) => {
+                            Verdict::No
+                        }
                         Err(error) => return Err(error),
                     };
                     let heals = (verdict == Verdict::Bad).then_some(block);

@@ -1,6 +1,6 @@
 //! Merging sealed changes into the pages of counts, and taking apart what nothing refers to any more.
 
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::bytes::get_u64;
 use crate::format::page::{BlockEntry, Mapping, NODE_ENTRIES, Table};
 use crate::units::{BlockId, MapNodeId};
@@ -50,8 +50,8 @@ impl Store {
                 match merged {
                     Ok(true) => {}
                     Ok(false) => return Ok(()),
-                    // A page that cannot be read counts as full: its ids stay referenced until a repair.
-                    Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    // What would be freed cannot be read: it stays referenced until a repair.
+                    Err(error) if self.may_be_forgotten(&error, space, ids[position]) => {
                         let mut core = self.core.lock();
                         match space {
                             Space::Blocks => core.block_changes.merged(ids[position]),
@@ -64,6 +64,22 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Whether a sealed change that `error` keeps from its page may be left out. A decrement may: what it would
+    /// have freed stays. An increment may only where the page is gone for good: on a page that can be read
+    /// again it would be missing, and something would be freed too early.
+    fn may_be_forgotten(&self, error: &Error, space: Space, id: u64) -> bool {
+        let core = self.core.lock();
+        let change = match space {
+            Space::Blocks => core.block_changes.sealed(id),
+            Space::Nodes => core.node_changes.sealed(id),
+        };
+        match error.kind() {
+            ErrorKind::Corrupt => true,
+            ErrorKind::Device => change.is_none_or(|change| change.delta < 0),
+            _ => false,
+        }
     }
 
     /// Brings one sealed change into its page.
@@ -115,7 +131,7 @@ impl Store {
                 Ok(Some(false)) => return Ok(false),
                 // No room for changes: the next checkpoint makes it.
                 Ok(None) => return Ok(true),
-                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Device) => {
                     // Left to the repair: what it refers to stays referenced.
                     self.core.lock().release_queue.pop_front();
                 }

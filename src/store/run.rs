@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::location::Location;
-use crate::format::page::{PageKey, PagePointer, decode_page};
+use crate::format::page::{PAGE_BYTES, PageFacts, PageKey, PagePointer, Table, decode_page};
 use crate::units::{ByteCount, SegmentId};
 
 use super::Store;
@@ -75,13 +75,15 @@ impl Store {
     fn load(&self, key: PageKey, pointer: &PagePointer, pinned: &mut Vec<PageKey>) -> Result<()> {
         let pool = self.short_id();
         let mut found = None;
+        let mut failed = None;
         for location in [pointer.location, pointer.copy] {
             if location.is_none() || found.is_some() {
                 continue;
             }
             let mut stored = vec![0u8; usize::from(location.len)];
-            if self.read_location(location, &mut stored).is_ok() {
-                found = decode_page(&stored, key, pointer, pool);
+            match self.read_location(location, &mut stored) {
+                Ok(()) => found = decode_page(&stored, key, pointer, pool),
+                Err(error) => failed = Some(error),
             }
         }
         let mut core = self.core.lock();
@@ -91,13 +93,19 @@ impl Store {
         if !core.cache.holds(key) && !matches!(core.pointer(key), Ok(now) if now == *pointer) {
             return Ok(());
         }
-        let Some((facts, page)) = found else {
-            return Err(Error::new(
-                ErrorKind::Corrupt,
-                format!("page {} of table {:?} (level {}) is damaged", key.number, key.table, key.level),
-            ));
-        };
-        core.cache.insert(key, page, facts);
+        if let Some((facts, page)) = found {
+            core.cache.insert(key, page, facts);
+        } else if let Some(page) = stand_in(key) {
+            core.cache.insert(key, page, PageFacts { version: pointer.version, ..PageFacts::default() });
+            // It stays so: what it is told from now on must not meet the old page again.
+            core.cache.change(key);
+        } else {
+            return Err(failed.unwrap_or_else(|| {
+                let what =
+                    format!("page {} of table {:?} (level {}) is damaged", key.number, key.table, key.level);
+                Error::new(ErrorKind::Corrupt, what)
+            }));
+        }
         core.cache.pin(key);
         pinned.push(key);
         Ok(())
@@ -162,6 +170,16 @@ impl Store {
         };
         self.end_maintenance();
         made
+    }
+}
+
+/// What stands for a page that cannot be read, where caution has an answer: counts count as full, and of ids
+/// none is free. That costs space until a repair recounts, and nothing else.
+fn stand_in(key: PageKey) -> Option<Box<[u8; PAGE_BYTES]>> {
+    match (key.level, key.table) {
+        (0, Table::BlockCounts | Table::NodeCounts) => Some(Box::new([0xff; PAGE_BYTES])),
+        (0, Table::FreedBlocks | Table::FreedNodes) => Some(Box::new([0; PAGE_BYTES])),
+        _ => None,
     }
 }
 

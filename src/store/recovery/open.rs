@@ -230,19 +230,36 @@ impl Store {
             }
             let batch = Batch::decode(&walked.bytes, false)
                 .ok_or_else(|| Error::new(ErrorKind::Device, "the log reads differently the second time"))?;
+            let mut lsn = batch.header.first_lsn;
+            let mut lost = None;
             for frame in batch.frames().flatten() {
                 let payload = walked.offset + u32::try_from(frame.payload_offset).expect("within a segment");
                 let place = PayloadPlace { segment: walked.segment, offset: payload };
-                self.run(Caller::Maintenance, |core| core.replay_operation(&frame.operation, place))?;
+                let replayed =
+                    self.run(Caller::Maintenance, |core| core.replay_operation(&frame.operation, place));
+                match replayed {
+                    // What it changes cannot be read: the pool is as before it.
+                    Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Device) => {
+                        lost = Some(error);
+                        break;
+                    }
+                    other => other?,
+                }
                 self.remember_replayed(&frame.operation);
                 report.replayed_operations += 1;
+                lsn = lsn.next();
             }
             let mut core = self.core.lock();
             core.log.epoch = batch.header.epoch;
-            core.log.next_lsn = walk.next_lsn;
-            core.log.written = Lsn(walk.next_lsn.0 - 1);
+            core.log.next_lsn = lsn;
+            core.log.written = Lsn(lsn.0 - 1);
             core.log.durable = core.log.written;
             core.log.durable_stated = core.log.written;
+            if let Some(error) = lost {
+                let last = Lsn(chain.end.next_lsn.0 - 1);
+                report.damage.push(format!("operations {lsn} to {last} cannot be applied: {error}"));
+                break;
+            }
             let short = core.cache.dirty_pages() >= core.geometry.dirty_start;
             drop(core);
             if short && !chain.damage.is_empty() {

@@ -98,11 +98,11 @@ impl Walk {
     }
 
     /// Searches the rest of the segment and its successor for a batch of the same incarnation that follows
-    /// what the chain ended with: what it calls durable and is not there is damage, not a torn tail.
+    /// what the chain ended with: what it calls durable and is not there is damage, not a torn tail. The
+    /// successor is searched whatever its header says: the header may be what is damaged.
     pub(crate) fn search_behind(&self, store: &Store) -> Result<Option<BehindTheEnd>> {
         let mut worst: Option<BehindTheEnd> = None;
-        let successor = self.successor_header(store)?.map(|_| (self.successor, SEGMENT_HEADER_BYTES as u32));
-        for (segment, from) in [Some((self.segment, self.offset)), successor].into_iter().flatten() {
+        for (segment, from) in [(self.segment, self.offset), (self.successor, SEGMENT_HEADER_BYTES as u32)] {
             let len = store.geometry.segment_bytes - from.min(store.geometry.segment_bytes);
             let mut bytes = vec![0u8; len as usize];
             store.read_location(Location { segment, offset: from, len: 1 }, &mut bytes)?;
