@@ -91,11 +91,17 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts `sinter serve` on free ports with its data in `data`, and waits until it serves.
     pub(crate) fn start(data: &Path, arguments: &[&str]) -> Daemon {
+        Daemon::start_logging(data, arguments, Stdio::inherit())
+    }
+
+    /// As `start`, with its log (standard error) somewhere else.
+    pub(crate) fn start_logging(data: &Path, arguments: &[&str], log: Stdio) -> Daemon {
         let mut child = sinter(data)
             .args(["serve", "--api", "127.0.0.1:0", "--nbd", "127.0.0.1:0", "--data-dir"])
             .arg(data)
             .args(arguments)
             .stdout(Stdio::piped())
+            .stderr(log)
             .spawn()
             .unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -112,6 +118,11 @@ impl Daemon {
             found.unwrap_or_default().to_owned()
         };
         Daemon { child, data: data.to_owned(), url: word("http://"), nbd: word("nbd://"), announcement }
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// The Unix socket of NBD.

@@ -411,7 +411,8 @@ impl Core {
 
 /// Compresses the blocks that are to be stored, each of them once.
 fn compress_stored(data: &[u8], mut blocks: Vec<Reduced>) -> Reduction {
-    let mut payload = Vec::new();
+    let stored = blocks.iter().filter(|block| matches!(block, Reduced::Stored { .. })).count();
+    let mut payload = Vec::with_capacity(stored * BLOCK_BYTES);
     let mut seen: FxHashMap<Fingerprint, usize> = FxHashMap::default();
     let several = blocks.len() > 1;
     for (position, block) in data.as_chunks::<BLOCK_BYTES>().0.iter().enumerate() {

@@ -1,5 +1,9 @@
 //! Reduction of one block: patterns, fingerprints, compression. Pure functions.
 
+use std::cell::RefCell;
+
+use lz4_flex::block::{CompressTable, compress_into_with_table};
+
 use crate::units::{BLOCK_BYTES, Fingerprint};
 
 /// What a block is before anything is looked up.
@@ -41,27 +45,34 @@ pub(crate) fn fingerprint(key: &[u8; 32], block: &[u8]) -> Fingerprint {
     fingerprint
 }
 
-/// Room that `compress` needs behind what is there already.
-pub(crate) const COMPRESS_ROOM: usize = lz4_flex::block::get_maximum_output_size(BLOCK_BYTES);
 /// A block is stored compressed only if that saves at least an eighth.
 const WORTHWHILE: usize = BLOCK_BYTES - BLOCK_BYTES / 8;
+
+/// What compression needs besides the block, kept by each thread: clearing it costs less than making it anew.
+struct Workspace {
+    table: CompressTable,
+    packed: Vec<u8>,
+}
+
+thread_local! {
+    static WORKSPACE: RefCell<Workspace> = RefCell::new(Workspace {
+        table: CompressTable::small(),
+        packed: vec![0; lz4_flex::block::get_maximum_output_size(BLOCK_BYTES)],
+    });
+}
 
 /// Appends the block to `out`, compressed if that is worth it, and returns the stored length: `BLOCK_BYTES` for
 /// a block that is not compressed.
 pub(crate) fn compress(block: &[u8], out: &mut Vec<u8>) -> usize {
-    let start = out.len();
-    out.resize(start + COMPRESS_ROOM, 0);
-    match lz4_flex::block::compress_into(block, &mut out[start..]) {
-        Ok(len) if len <= WORTHWHILE => {
-            out.truncate(start + len);
-            len
-        }
-        _ => {
-            out.truncate(start);
-            out.extend_from_slice(block);
-            BLOCK_BYTES
-        }
-    }
+    WORKSPACE.with_borrow_mut(|workspace| {
+        let packed = compress_into_with_table(block, &mut workspace.packed, &mut workspace.table);
+        let stored = match packed {
+            Ok(len) if len <= WORTHWHILE => &workspace.packed[..len],
+            _ => block,
+        };
+        out.extend_from_slice(stored);
+        stored.len()
+    })
 }
 
 /// Undoes `compress`; `false` for bytes that are no compressed block.
