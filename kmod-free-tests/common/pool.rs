@@ -1,5 +1,7 @@
 //! A pool in memory: device, clock and random source, all repeatable.
 
+#![allow(dead_code, reason = "each binary of tests uses a part of this")]
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -23,21 +25,68 @@ const CHUNK: u64 = 1 << 16;
 
 /// A new store on one device in memory.
 pub(crate) fn new_store(seed: u64) -> (Arc<Store>, Environment) {
-    let environment =
-        Environment { clock: Arc::new(TickingClock::default()), random: Arc::new(SeededRandom::new(seed)) };
-    let options = StoreOptions {
-        metadata_budget: ByteCount(32 << 20),
-        index_budget: ByteCount(16 << 20),
-        ..StoreOptions::default()
-    };
-    let devices: Vec<Arc<dyn Device>> = vec![Arc::new(MemoryDevice::default())];
-    let store = Store::create(devices, options, environment.clone()).expect("a new pool in memory");
-    (Arc::new(store), environment)
+    let pool = Pool::new(seed);
+    (Arc::new(pool.create()), pool.environment)
+}
+
+/// A pool that can be opened again and again.
+pub(crate) struct Pool {
+    pub(crate) device: Arc<dyn Device>,
+    pub(crate) options: StoreOptions,
+    pub(crate) environment: Environment,
+}
+
+impl Pool {
+    /// A blank device of 1 GiB.
+    pub(crate) fn new(seed: u64) -> Pool {
+        let options = StoreOptions {
+            metadata_budget: ByteCount(32 << 20),
+            index_budget: ByteCount(16 << 20),
+            ..StoreOptions::default()
+        };
+        Pool { device: MemoryDevice::of(POOL_BYTES), options, environment: environment(seed) }
+    }
+
+    /// A blank device of so many segments of 64 KiB, with little memory beside it: a short program passes
+    /// checkpoints and collections.
+    pub(crate) fn small(seed: u64, segments: u64) -> Pool {
+        let options = StoreOptions {
+            metadata_budget: ByteCount(1 << 20),
+            index_budget: ByteCount(1 << 16),
+            checkpoint_log_bytes: ByteCount(1 << 20),
+            segment_bytes: ByteCount(1 << 16),
+            ..StoreOptions::default()
+        };
+        Pool { device: MemoryDevice::of((segments + 2) << 16), options, environment: environment(seed) }
+    }
+
+    pub(crate) fn devices(&self) -> Vec<Arc<dyn Device>> {
+        vec![Arc::clone(&self.device)]
+    }
+
+    /// Makes the pool.
+    pub(crate) fn create(&self) -> Store {
+        Store::create(self.devices(), self.options.clone(), self.environment.clone())
+            .expect("a new pool in memory")
+    }
+
+    /// Opens the pool, as after the death of the process that had it.
+    pub(crate) fn open(&self) -> Store {
+        let opened = Store::open(self.devices(), self.options.clone(), self.environment.clone());
+        let (store, report) = opened.expect("a pool in memory opens again");
+        assert!(report.damage.is_empty(), "{:?}", report.damage);
+        store
+    }
+}
+
+/// Clock and random numbers that are the same in every run.
+fn environment(seed: u64) -> Environment {
+    Environment { clock: Arc::new(TickingClock::default()), random: Arc::new(SeededRandom::new(seed)) }
 }
 
 /// A device that takes memory only for what was written.
-#[derive(Default)]
 struct MemoryDevice {
+    len: u64,
     chunks: Mutex<BTreeMap<u64, Box<[u8]>>>,
 }
 
@@ -52,13 +101,19 @@ fn for_each_part(offset: u64, len: usize, mut visit: impl FnMut(u64, usize, usiz
     }
 }
 
+impl MemoryDevice {
+    fn of(len: u64) -> Arc<dyn Device> {
+        Arc::new(MemoryDevice { len, chunks: Mutex::default() })
+    }
+}
+
 impl Device for MemoryDevice {
     fn name(&self) -> &'static str {
         "memory"
     }
 
     fn len(&self) -> ByteCount {
-        ByteCount(POOL_BYTES)
+        ByteCount(self.len)
     }
 
     fn read_at(&self, offset: DeviceOffset, buffer: &mut [u8]) -> io::Result<()> {

@@ -54,10 +54,11 @@ impl Store {
 
     fn step_in_role(&self) -> Result<bool> {
         let log_bytes = self.options.checkpoint_log_bytes.0;
-        let (due, releases, low) = {
+        let (due, releases, low, rebuilding) = {
             let core = self.core.lock();
             let low = core.segments.free() < self.free_segments_wanted();
-            (core.checkpoint_is_due(log_bytes), !core.release_queue.is_empty(), low)
+            let rebuilding = core.rebuild.pages_left > 0;
+            (core.checkpoint_is_due(log_bytes), !core.release_queue.is_empty(), low, rebuilding)
         };
         if due {
             self.checkpoint_in_role()?;
@@ -75,10 +76,11 @@ impl Store {
             }
             return Ok(true);
         }
-        if low {
-            return self.collect_in_role(VICTIMS_PER_CHECKPOINT);
+        if low && self.collect_in_role(VICTIMS_PER_CHECKPOINT)? {
+            return Ok(true);
         }
-        Ok(false)
+        // Where collection gains nothing just now, going on at once would only repeat it.
+        Ok(rebuilding && self.rebuild_index_step() && !low)
     }
 
     /// Collection keeps this many segments free, so that writes seldom wait for it.

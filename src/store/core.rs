@@ -14,6 +14,7 @@ use crate::units::{CheckpointNumber, MapNodeId, ObjectNumber, SegmentId};
 
 use super::blocks::changes::Changes;
 use super::blocks::ids::IdSpace;
+use super::blocks::rebuild::Rebuild;
 use super::geometry::Geometry;
 use super::log::appender::Appender;
 use super::log::open_log::OpenLog;
@@ -186,6 +187,8 @@ pub(crate) struct Core {
     pub(crate) checkpoint: CheckpointNumber,
     /// Where its root is, and the root's copy.
     pub(crate) root_extents: Vec<crate::format::superblock::RootExtent>,
+    /// How far the fingerprint index has been filled since the opening.
+    pub(crate) rebuild: Rebuild,
     /// Blocks whose stored bytes have failed their check.
     pub(crate) bad_blocks: BTreeSet<u64>,
     /// Why writes are refused, if they are.

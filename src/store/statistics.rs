@@ -87,6 +87,8 @@ pub struct StoreStatistics {
     pub dirty_bytes: u64,
     /// Memory of the fingerprint index, now.
     pub index_bytes: u64,
+    /// Pages of the block table from which the index is still to be filled after the opening.
+    pub index_pages_left: u64,
     /// Memory of the change buffer, now, by estimate.
     pub change_buffer_bytes: u64,
     /// The newest operation.
@@ -163,6 +165,7 @@ impl Store {
             cache_bytes: core.cache.pages() as u64 * FRAME_BYTES,
             dirty_bytes: core.cache.dirty_pages() as u64 * FRAME_BYTES,
             index_bytes: self.index.bytes(),
+            index_pages_left: core.rebuild.pages_left,
             change_buffer_bytes: (core.block_changes.len() + core.node_changes.len()) as u64 * 40,
             lsn: core.log.committed().0,
             durable_lsn: core.log.durable.0,

@@ -13,6 +13,17 @@ const SLOTS_PER_BUCKET: usize = 8;
 const ID_BITS: u32 = 40;
 const ID_MASK: u64 = (1 << ID_BITS) - 1;
 
+/// What has become of a hint that may only take an empty slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offered {
+    /// It has one.
+    Placed,
+    /// There is a hint of this tag already.
+    Known,
+    /// There is no empty one.
+    NoRoom,
+}
+
 /// The index.
 #[derive(Debug)]
 pub(crate) struct FingerprintIndex {
@@ -71,6 +82,22 @@ impl FingerprintIndex {
         bucket[position].store(tag | (block.0 + 1), Ordering::Relaxed);
     }
 
+    /// Remembers a block if that displaces nothing.
+    pub(crate) fn offer(&self, fingerprint: &Fingerprint, block: BlockId) -> Offered {
+        if block.0 >= ID_MASK {
+            return Offered::NoRoom;
+        }
+        let tag = FingerprintIndex::tag(fingerprint);
+        let bucket = self.bucket(fingerprint);
+        if self.probe(fingerprint).is_some() {
+            return Offered::Known;
+        }
+        let placed = bucket.iter().any(|slot| {
+            slot.compare_exchange(0, tag | (block.0 + 1), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        });
+        if placed { Offered::Placed } else { Offered::NoRoom }
+    }
+
     /// Forgets a block that is no more.
     pub(crate) fn forget(&self, fingerprint: &Fingerprint, block: BlockId) {
         let value = FingerprintIndex::tag(fingerprint) | (block.0 + 1);
@@ -103,6 +130,18 @@ mod tests {
         index.forget(&print(6), BlockId(7));
         assert_eq!(index.probe(&print(5)), None);
         assert_eq!(index.probe(&print(6)), Some(BlockId(6)));
+    }
+
+    #[test]
+    fn offered_hints_displace_nothing() {
+        let index = FingerprintIndex::new(ByteCount(64));
+        index.remember(&print(1), BlockId(1));
+        assert_eq!(index.offer(&print(1), BlockId(2)), Offered::Known);
+        for number in 2..9 {
+            assert_eq!(index.offer(&print(number), BlockId(number)), Offered::Placed);
+        }
+        assert_eq!(index.offer(&print(9), BlockId(9)), Offered::NoRoom);
+        assert!((1..9).all(|number| index.probe(&print(number)) == Some(BlockId(number))));
     }
 
     #[test]

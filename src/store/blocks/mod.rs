@@ -3,4 +3,5 @@
 pub(crate) mod changes;
 pub(crate) mod ids;
 pub(crate) mod index;
+pub(crate) mod rebuild;
 pub(crate) mod table;

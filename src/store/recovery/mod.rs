@@ -17,6 +17,7 @@ use crate::units::{ByteCount, CheckpointNumber, DeviceOffset, Epoch, Incarnation
 use super::blocks::changes::Changes;
 use super::blocks::ids::IdSpace;
 use super::blocks::index::FingerprintIndex;
+use super::blocks::rebuild::Rebuild;
 use super::core::{Core, Objects};
 use super::geometry::{Geometry, segment_bytes_for, segments_on};
 use super::log::appender::Appender;
@@ -139,6 +140,7 @@ impl Store {
             counters: root.counters,
             checkpoint: root.number,
             root_extents: [identity.root.clone(), identity.root_copy.clone()].concat(),
+            rebuild: Rebuild::of_table(root.next_block),
             bad_blocks: std::collections::BTreeSet::new(),
             stopped: None,
             maintaining: false,

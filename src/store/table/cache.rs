@@ -82,6 +82,11 @@ impl Cache {
         Some(frame)
     }
 
+    /// A page in memory, for whoever only passes by: it counts as no use of it.
+    pub(crate) fn peek(&self, key: PageKey) -> Option<&Page> {
+        self.frames[*self.places.get(&key)?].as_ref().map(|frame| &*frame.page)
+    }
+
     /// A page in memory that whoever calls has made sure of.
     ///
     /// # Panics
