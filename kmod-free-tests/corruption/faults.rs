@@ -45,7 +45,7 @@ fn astray(seed: u64, fault: Fault) -> (bool, u64) {
     let (mut machine, store) = Machine::filled(seed, 96);
     let mut numbers = SeededNumbers::new(seed);
     let what = format!("seed {seed}, {fault:?}");
-    if seed % 2 == 0 {
+    if seed.is_multiple_of(2) {
         machine.plan.inject(fault, numbers.below(60));
         work(&mut machine, &store, &mut numbers, 40);
     } else {
@@ -54,7 +54,7 @@ fn astray(seed: u64, fault: Fault) -> (bool, u64) {
         work(&mut machine, &store, &mut numbers, 4);
     }
     let flushed = machine.flush(&store).is_ok();
-    if flushed && seed % 4 == 0 {
+    if flushed && seed.is_multiple_of(4) {
         let _ = store.checkpoint();
     }
     drop(store);
@@ -86,7 +86,6 @@ fn astray_sweep(fault: Fault) {
         damaged += u64::from(damage);
         refused += u64::from(errors > 0);
     }
-    println!("{fault:?}: {damaged} pools with a damaged log, {refused} with blocks refused");
     assert!(damaged > 0 && refused > 0, "{damaged} damaged, {refused} refused: the faults hit nothing");
 }
 

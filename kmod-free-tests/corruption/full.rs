@@ -15,7 +15,7 @@ fn fresh(numbers: &mut SeededNumbers) -> Vec<Content> {
         .map(|_| {
             loop {
                 let content = numbers.number() | 1;
-                if content % 7 != 0 {
+                if !content.is_multiple_of(7) {
                     return content;
                 }
             }

@@ -44,14 +44,17 @@ pub(crate) fn bytes_of(contents: &[Content]) -> Vec<u8> {
     bytes
 }
 
+/// A volume and a block of it.
+type Place = (u64, u64);
+
 /// Blocks of all volumes that are not holes.
-pub(crate) type State = BTreeMap<(u64, u64), Content>;
+pub(crate) type State = BTreeMap<Place, Content>;
 
 /// What the volumes hold, operation by operation.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Model {
     pub(crate) sizes: BTreeMap<u64, u64>,
-    changes: Vec<(u64, Vec<((u64, u64), Content)>)>,
+    changes: Vec<(u64, Vec<(Place, Content)>)>,
 }
 
 impl Model {
