@@ -154,6 +154,16 @@ fn status_and_reduction() {
 }
 
 #[test]
+fn what_the_start_says_to_type_next_works() {
+    let scratch = Scratch::new();
+    let daemon = Daemon::start(scratch.path(), &[]);
+    let next = daemon.announcement.lines().last().unwrap();
+    assert!(next.contains("volume create demo 10GiB"), "{next}");
+    text(&std::process::Command::new("sh").args(["-c", next]).output().unwrap());
+    assert_eq!(text(&daemon.run(&["volume", "list", "-H", "-o", "name"])), "demo\n");
+}
+
+#[test]
 fn an_array_that_cannot_be_reached_is_status_15() {
     let scratch = Scratch::new();
     let error = failure(

@@ -123,18 +123,26 @@ fn announcement(serving: &Serving) -> String {
     if serving.volumes.len() > VOLUMES_SHOWN {
         let _ = writeln!(text, "        and {} more volumes", serving.volumes.len() - VOLUMES_SHOWN);
     }
-    let sinter = if url == DEFAULT_URL { "sinter".to_owned() } else { format!("sinter --url {url}") };
+    let sinter = shell_word(&program());
+    // `--url` belongs to the verb, so it stands behind it.
+    let at = if url == DEFAULT_URL { String::new() } else { format!(" --url {url}") };
     text.push_str("Next:\n");
     match (serving.volumes.first(), serving.nbd.first()) {
         (Some(volume), Some(endpoint)) => {
             let _ = writeln!(text, "  nbdcopy disk.img {}", shell_word(&endpoint.uri(volume)));
-            let _ = writeln!(text, "  {sinter} status");
+            let _ = writeln!(text, "  {sinter} status{at}");
         }
         _ => {
-            let _ = writeln!(text, "  {sinter} volume create demo 10GiB");
+            let _ = writeln!(text, "  {sinter} volume create demo 10GiB{at}");
         }
     }
     text
+}
+
+/// The program as it was called: by a path, where it may not be found without one.
+fn program() -> String {
+    let called = std::env::args().next().filter(|called| called.contains('/'));
+    called.unwrap_or_else(|| "sinter".to_owned())
 }
 
 /// The text as one word of a shell.

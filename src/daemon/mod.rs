@@ -38,6 +38,7 @@ use crate::daemon::failure::Outcome;
 use crate::daemon::nbd::NbdServer;
 use crate::daemon::pool::OpenPool;
 use crate::daemon::pool::OtherContent;
+use crate::daemon::quantity::round_size;
 use crate::daemon::quantity::show_size;
 use crate::daemon::rest::RestServer;
 use crate::daemon::system::SystemClock;
@@ -238,7 +239,7 @@ fn tell(report: &OpenReport, array: &Array) {
     if report.clean {
         tracing::info!("the pool was closed in peace");
     } else {
-        let (operations, bytes) = (report.replayed_operations, show_size(ByteCount(report.log_bytes)));
+        let (operations, bytes) = (report.replayed_operations, round_size(ByteCount(report.log_bytes)));
         tracing::info!(
             "the pool was not closed in peace: {operations} operations replayed from {bytes} of log"
         );

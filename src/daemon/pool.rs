@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::daemon::config::Config;
 use crate::daemon::config::DeviceSpec;
+use crate::daemon::failure::ExitStatus;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
 use crate::daemon::quantity::show_size;
@@ -133,7 +134,11 @@ pub fn open(
 pub fn open_devices(specs: &[DeviceSpec]) -> Outcome<Devices> {
     let specs: Vec<DeviceSpec> =
         specs.iter().map(|spec| DeviceSpec { path: spec.path.clone(), size: None }).collect();
-    let found = find(&specs)?;
+    // Nothing is made here, so the hint is not how to make a device.
+    let found = find(&specs).map_err(|failure| match failure.status() {
+        ExitStatus::NotFound => failure.hint("--data-dir DIR or --device PATH says where the pool is"),
+        _ => failure,
+    })?;
     if let Some(devices) = found.complete_pool() {
         return Ok(devices);
     }
