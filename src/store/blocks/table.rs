@@ -31,9 +31,7 @@ impl Core {
     /// # Errors
     /// A stall while its page is not in memory.
     pub(crate) fn block_entry(&mut self, block: BlockId) -> Result<BlockEntry, Stall> {
-        let key = block_page(block);
-        self.bring_in(key)?;
-        Ok(BlockEntry::at(&self.cache.page(key).page, block))
+        Ok(BlockEntry::at(&self.frame(block_page(block))?.page, block))
     }
 
     /// Sets the entry of a block whose page is in memory, and moves the live bytes with it.
@@ -59,9 +57,7 @@ impl Core {
     /// # Errors
     /// A stall while the page is not in memory.
     pub(crate) fn stored_count(&mut self, table: Table, id: u64) -> Result<u32, Stall> {
-        let key = count_page(table, id);
-        self.bring_in(key)?;
-        Ok(get_u32(&*self.cache.page(key).page, count_slot(id)))
+        Ok(get_u32(&*self.frame(count_page(table, id))?.page, count_slot(id)))
     }
 
     /// Sets the count of an id whose page is in memory.

@@ -63,9 +63,9 @@ impl Core {
             if node.0 == 0 {
                 return Ok(None);
             }
-            self.bring_in(node_page(node))?;
+            let frame = self.frame(node_page(node))?;
             if level > 0 {
-                node = MapNodeId(self.node_entry(node, slot(lba, level)));
+                node = MapNodeId(get_u64(&*frame.page, slot(lba, level)));
             }
         }
         Ok(Some(node))
@@ -109,13 +109,16 @@ impl Core {
             let lba = first.plus(done);
             let within = span(0) - lba.0 % span(0);
             let stretch = within.min(count - done);
-            let leaf = self.find_leaf(object.root, object.level, lba)?;
-            for step in 0..stretch {
-                let mapping = match leaf {
-                    Some(leaf) => Mapping::unpack(self.node_entry(leaf, slot(lba.plus(step), 0))),
-                    None => Mapping::Hole,
-                };
-                if !visit(self, done + step, mapping)? {
+            let steps = usize::try_from(stretch).expect("at most 512");
+            let entries: Vec<u64> = match self.find_leaf(object.root, object.level, lba)? {
+                Some(leaf) => {
+                    let page = &self.cache.page(node_page(leaf)).page;
+                    (0..steps).map(|step| get_u64(&**page, slot(lba, 0) + step)).collect()
+                }
+                None => vec![Mapping::Hole.pack(); steps],
+            };
+            for (step, entry) in (0..).zip(entries) {
+                if !visit(self, done + step, Mapping::unpack(entry))? {
                     return Ok(());
                 }
             }

@@ -75,16 +75,30 @@ impl Cache {
 
     /// A page in memory.
     pub(crate) fn get(&mut self, key: PageKey) -> Option<&Frame> {
-        let place = *self.places.get(&key)?;
-        let frame = self.frames[place].as_mut()?;
-        frame.hot = true;
-        frame.touched_in = self.attempt;
-        Some(frame)
+        let place = self.place_of(key)?;
+        self.frames[place].as_ref()
     }
 
     /// A page in memory, for whoever only passes by: it counts as no use of it.
     pub(crate) fn peek(&self, key: PageKey) -> Option<&Page> {
         self.frames[*self.places.get(&key)?].as_ref().map(|frame| &*frame.page)
+    }
+
+    /// Where a page in memory is, until the next one is brought in.
+    pub(crate) fn place_of(&mut self, key: PageKey) -> Option<usize> {
+        let place = *self.places.get(&key)?;
+        let frame = self.frames[place].as_mut()?;
+        frame.hot = true;
+        frame.touched_in = self.attempt;
+        Some(place)
+    }
+
+    /// The page at a place that `place_of` gave.
+    ///
+    /// # Panics
+    /// When nothing is there.
+    pub(crate) fn at(&self, place: usize) -> &Frame {
+        self.frames[place].as_ref().expect("place_of gave the place of a page")
     }
 
     /// A page in memory that whoever calls has made sure of.

@@ -5,6 +5,7 @@ use crate::format::page::{PAGE_BYTES, POINTERS_PER_PAGE, PageFacts, PageKey, Pag
 use crate::format::root::TableRoot;
 
 use super::super::core::{Core, Stall};
+use super::cache::Frame;
 
 /// Whether a directory of `height` levels reaches a page of the table itself.
 fn reaches(height: u8, number: u64) -> bool {
@@ -25,8 +26,7 @@ impl Core {
             return Ok(pointer);
         }
         let (parent, slot) = key.parent();
-        self.bring_in(parent)?;
-        Ok(PagePointer::at(&self.cache.page(parent).page, slot))
+        Ok(PagePointer::at(&self.frame(parent)?.page, slot))
     }
 
     /// Makes sure that a page is in memory; one that does not exist appears as zeros.
@@ -43,6 +43,18 @@ impl Core {
             return Ok(());
         }
         Err(Stall::Load(key, pointer))
+    }
+
+    /// A page, brought in where it is not in memory: one look for both.
+    ///
+    /// # Errors
+    /// As `bring_in`.
+    pub(crate) fn frame(&mut self, key: PageKey) -> Result<&Frame, Stall> {
+        if let Some(place) = self.cache.place_of(key) {
+            return Ok(self.cache.at(place));
+        }
+        self.bring_in(key)?;
+        Ok(self.cache.page(key))
     }
 
     /// Sets where the stored state of a page is, for the checkpoint under way; the directory pages that this
