@@ -63,7 +63,7 @@ fn sweep(name: &str, first_seed: u64, crashes_wanted: u64, threads: bool) {
 }
 
 fn crashes_wanted() -> u64 {
-    from_environment("SINTER_SIM_CRASHES").unwrap_or(2000)
+    from_environment("SINTER_SIM_CRASHES").unwrap_or(5000)
 }
 
 /// P1, P2, P5, P6: one client at a time.

@@ -17,6 +17,7 @@ use crate::format::page::{
 use crate::units::{BlockId, MapNodeId};
 
 use super::Store;
+use super::blocks::changes::summed;
 use super::map::node_page;
 use super::options::{Environment, StoreOptions};
 use super::run::Caller;
@@ -247,7 +248,7 @@ impl Check<'_> {
         let (queue, pending) = {
             let core = self.store.core.lock();
             let queue: Vec<MapNodeId> = core.release_queue.iter().copied().collect();
-            (queue, core.node_changes.all())
+            (queue, summed(core.node_changes.all()))
         };
         let mut dying: Vec<MapNodeId> = Vec::new();
         for (id, delta) in pending {

@@ -17,6 +17,7 @@ use crate::format::{checksum, to_grain};
 use crate::units::{BlockId, ByteCount, Lsn, MapNodeId, SegmentId};
 
 use super::Store;
+use super::blocks::changes::summed;
 use super::core::Core;
 use super::log::appender::Stream;
 use super::run::Caller;
@@ -35,6 +36,9 @@ struct Picture {
     objects: Vec<(u64, Option<crate::format::objects::ObjectSlot>)>,
     empty: Vec<SegmentId>,
 }
+
+/// Changes as the buffer holds them: in no order, an id with sealed and active ones twice.
+type RawChanges = Vec<(u64, i32)>;
 
 /// A page that was encoded and whose place is known.
 struct Stored {
@@ -100,8 +104,23 @@ impl Store {
         self.punch_surplus()
     }
 
-    /// Ends the batch and freezes: the one step of a checkpoint that commits wait for.
+    /// The picture of this moment.
     fn take_picture(&self) -> Picture {
+        let (mut picture, block_changes, node_changes) = self.freeze();
+        picture.root.block_changes = summed(block_changes)
+            .into_iter()
+            .map(|(id, delta)| PendingChange { id: BlockId(id), delta })
+            .collect();
+        picture.root.node_changes = summed(node_changes)
+            .into_iter()
+            .map(|(id, delta)| PendingChange { id: MapNodeId(id), delta })
+            .collect();
+        picture
+    }
+
+    /// Ends the batch and freezes: the one step of a checkpoint that commits wait for. The changes of blocks
+    /// and of nodes that are not merged stand beside the picture.
+    fn freeze(&self) -> (Picture, RawChanges, RawChanges) {
         let mut core = self.core.lock();
         let core = &mut *core;
         core.log.close_batch();
@@ -117,7 +136,6 @@ impl Store {
         let keys = core.cache.freeze();
         core.block_ids.freeze();
         core.node_ids.freeze();
-        let change = |(id, delta): (u64, i32)| (id, delta);
         let mut counters = core.counters;
         counters.freed_blocks = core.block_ids.freed;
         counters.freed_nodes = core.node_ids.freed;
@@ -136,19 +154,8 @@ impl Store {
             next_node: MapNodeId(core.node_ids.high_water),
             tables: [TableRoot::default(); Table::ALL.len()],
             counters,
-            block_changes: core
-                .block_changes
-                .all()
-                .into_iter()
-                .map(change)
-                .map(|(id, delta)| PendingChange { id: BlockId(id), delta })
-                .collect(),
-            node_changes: core
-                .node_changes
-                .all()
-                .into_iter()
-                .map(|(id, delta)| PendingChange { id: MapNodeId(id), delta })
-                .collect(),
+            block_changes: Vec::new(),
+            node_changes: Vec::new(),
             release_queue: core.release_queue.iter().copied().collect(),
             segment_changes: Vec::new(),
         };
@@ -165,7 +172,7 @@ impl Store {
                 core.segments.release(*segment);
             }
         }
-        picture
+        (picture, core.block_changes.all(), core.node_changes.all())
     }
 
     /// Writes the pages of the picture to new places, then the directory pages above them, level by level.

@@ -27,13 +27,14 @@ impl Store {
             }
         }
         for space in [Space::Nodes, Space::Blocks] {
-            let ids = {
+            let mut ids = {
                 let core = self.core.lock();
                 match space {
                     Space::Blocks => core.block_changes.sealed_ids(),
                     Space::Nodes => core.node_changes.sealed_ids(),
                 }
             };
+            ids.sort_unstable();
             let mut position = 0;
             while position < ids.len() {
                 let end = (position + MERGE_STEP).min(ids.len());

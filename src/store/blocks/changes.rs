@@ -61,11 +61,9 @@ impl Changes {
         std::mem::swap(&mut self.active, &mut self.sealed);
     }
 
-    /// The sealed ids in order.
+    /// The sealed ids, in no order: whoever wants one sorts them outside of the lock.
     pub(crate) fn sealed_ids(&self) -> Vec<u64> {
-        let mut ids: Vec<u64> = self.sealed.keys().copied().collect();
-        ids.sort_unstable();
-        ids
+        self.sealed.keys().copied().collect()
     }
 
     /// A sealed change.
@@ -81,22 +79,9 @@ impl Changes {
         }
     }
 
-    /// All changes, for the picture of a checkpoint: in the order of ids, an id with sealed and active changes
-    /// once.
+    /// All changes, sealed and active, for the picture of a checkpoint: `summed` brings them into shape.
     pub(crate) fn all(&self) -> Vec<(u64, i32)> {
-        let mut all: Vec<(u64, i32)> = Vec::with_capacity(self.len());
-        for (id, change) in self.sealed.iter().chain(&self.active) {
-            all.push((*id, change.delta));
-        }
-        all.sort_unstable_by_key(|(id, _)| *id);
-        all.dedup_by(|next, kept| {
-            let same = next.0 == kept.0;
-            if same {
-                kept.1 += next.1;
-            }
-            same
-        });
-        all
+        self.sealed.iter().chain(&self.active).map(|(id, change)| (*id, change.delta)).collect()
     }
 
     /// Puts back what a checkpoint's picture held. Whether a decrement was among the sum is not known any more,
@@ -106,6 +91,19 @@ impl Changes {
         change.delta += delta;
         change.decremented = true;
     }
+}
+
+/// Changes in the order of ids, each id once.
+pub(crate) fn summed(mut all: Vec<(u64, i32)>) -> Vec<(u64, i32)> {
+    all.sort_unstable_by_key(|(id, _)| *id);
+    all.dedup_by(|next, kept| {
+        let same = next.0 == kept.0;
+        if same {
+            kept.1 += next.1;
+        }
+        same
+    });
+    all
 }
 
 #[cfg(test)]
@@ -122,7 +120,7 @@ mod tests {
         changes.note(7, 1);
         assert_eq!(changes.pending(7), 1);
         assert!(changes.may_vanish(7) && !changes.may_vanish(9));
-        assert_eq!(changes.all(), vec![(7, 1), (9, 1)]);
+        assert_eq!(summed(changes.all()), vec![(7, 1), (9, 1)]);
         changes.merged(7);
         assert!(!changes.may_vanish(7) && changes.has_sealed());
     }
