@@ -1,11 +1,15 @@
 //! The maintenance role, and the bounded steps of background work.
 
+use std::time::Duration;
+
 use crate::error::{ErrorKind, Result};
 
 use super::Store;
 
 /// Nodes taken apart in one step.
 const RELEASES_PER_STEP: usize = 64;
+/// Nodes that were let go of wait at most this long for the checkpoint that takes them apart.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
 /// Victims collected before the segments that they free are made free by a checkpoint.
 const VICTIMS_PER_CHECKPOINT: usize = 16;
 
@@ -65,15 +69,16 @@ impl Store {
             return Ok(true);
         }
         if releases {
-            let more = self.release_nodes(RELEASES_PER_STEP)?;
-            let full = more && self.core.lock().release_queue.len() > RELEASES_PER_STEP;
-            if more && !full {
-                return Ok(true);
-            }
-            if !more && self.core.lock().node_changes.len() > 0 {
-                // What was let go of counts only once it is merged.
+            let before = self.core.lock().release_queue.len();
+            self.release_nodes(RELEASES_PER_STEP)?;
+            if self.core.lock().release_queue.len() == before {
+                // No room for what lets go of their children: a checkpoint makes it.
                 self.checkpoint_in_role()?;
             }
+            return Ok(true);
+        }
+        if self.release_waits_long_enough() {
+            self.checkpoint_in_role()?;
             return Ok(true);
         }
         if low && self.collect_in_role(VICTIMS_PER_CHECKPOINT)? {
@@ -81,6 +86,14 @@ impl Store {
         }
         // Where collection gains nothing just now, going on at once would only repeat it.
         Ok(rebuilding && self.rebuild_index_step() && !low)
+    }
+
+    /// What was let go of counts only once it is merged. Space comes back without anyone asking, but not by one
+    /// checkpoint after another.
+    fn release_waits_long_enough(&self) -> bool {
+        let now = self.environment.clock.monotonic();
+        let core = self.core.lock();
+        core.node_changes.let_go_of() > 0 && now.saturating_sub(core.checkpointed_at) >= RELEASE_PATIENCE
     }
 
     /// Collection keeps this many segments free, so that writes seldom wait for it.

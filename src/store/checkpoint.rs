@@ -316,6 +316,7 @@ impl Store {
         let mut core = self.core.lock();
         let core = &mut *core;
         core.checkpoint = picture.root.number;
+        core.checkpointed_at = self.environment.clock.monotonic();
         core.counters.checkpoints += 1;
         core.root_extents = root_extents;
         core.block_ids.thaw();

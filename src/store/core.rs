@@ -172,6 +172,10 @@ pub(crate) struct Core {
     pub(crate) node_changes: Changes,
     pub(crate) block_ids: IdSpace,
     pub(crate) node_ids: IdSpace,
+    /// Raised whenever a node that is there may get one more parent.
+    pub(crate) sharing: u64,
+    /// When the last checkpoint was made.
+    pub(crate) checkpointed_at: std::time::Duration,
     /// Nodes that nothing refers to, to be taken apart.
     pub(crate) release_queue: VecDeque<MapNodeId>,
     /// Pages that are no more, and whose pointers the next checkpoint clears.

@@ -19,6 +19,7 @@ pub(crate) struct Change {
 pub(crate) struct Changes {
     active: FxHashMap<u64, Change>,
     sealed: FxHashMap<u64, Change>,
+    decremented: usize,
 }
 
 impl Changes {
@@ -26,7 +27,13 @@ impl Changes {
     pub(crate) fn note(&mut self, id: u64, delta: i32) {
         let change = self.active.entry(id).or_default();
         change.delta += delta;
+        self.decremented += usize::from(delta < 0 && !change.decremented);
         change.decremented |= delta < 0;
+    }
+
+    /// Ids that were let go of since the last seal: the next merge may free them.
+    pub(crate) fn let_go_of(&self) -> usize {
+        self.decremented
     }
 
     /// The sum of all changes of an id that its page does not know yet.
@@ -59,6 +66,7 @@ impl Changes {
     pub(crate) fn seal(&mut self) {
         assert!(self.sealed.is_empty(), "the sealed buffer is merged before the next is sealed");
         std::mem::swap(&mut self.active, &mut self.sealed);
+        self.decremented = 0;
     }
 
     /// The sealed ids, in no order: whoever wants one sorts them outside of the lock.

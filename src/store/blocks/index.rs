@@ -102,6 +102,9 @@ impl FingerprintIndex {
     pub(crate) fn forget(&self, fingerprint: &Fingerprint, block: BlockId) {
         let value = FingerprintIndex::tag(fingerprint) | (block.0 + 1);
         for slot in self.bucket(fingerprint) {
+            if slot.load(Ordering::Relaxed) != value {
+                continue;
+            }
             // A failure means that another hint took the place meanwhile.
             let _ = slot.compare_exchange(value, 0, Ordering::Relaxed, Ordering::Relaxed);
         }

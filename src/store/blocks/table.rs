@@ -5,6 +5,7 @@ use crate::format::page::{BLOCK_ENTRIES_PER_PAGE, BlockEntry, COUNTS_PER_PAGE, P
 use crate::units::{BlockId, MapNodeId};
 
 use super::super::core::{Core, Stall};
+use super::super::map::node_page;
 
 /// A count that has reached this stays there until a repair recounts.
 pub(crate) const COUNT_STUCK: u32 = u32::MAX;
@@ -70,7 +71,17 @@ impl Core {
     /// # Errors
     /// A stall while the page of its count is not in memory.
     pub(crate) fn node_is_shared(&mut self, node: MapNodeId) -> Result<bool, Stall> {
+        let key = node_page(node);
+        if let Some(place) = self.cache.place_of(key)
+            && self.cache.at(place).exclusive_in == self.sharing
+        {
+            return Ok(false);
+        }
         let stored = i64::from(self.stored_count(Table::NodeCounts, node.0)?);
-        Ok(stored + self.node_changes.pending(node.0) > 1)
+        let shared = stored + self.node_changes.pending(node.0) > 1;
+        if let (false, Some(place)) = (shared, self.cache.place_of(key)) {
+            self.cache.note_exclusive(place, self.sharing);
+        }
+        Ok(shared)
     }
 }

@@ -87,12 +87,16 @@ impl Core {
         frame.page.fill(0);
         frame.facts = PageFacts { version: frame.facts.version, node_level: level, mapped: BlockCount(0) };
         self.node_changes.note(node.0, 1);
+        if let Some(place) = self.cache.place_of(key) {
+            self.cache.note_exclusive(place, self.sharing);
+        }
         node
     }
 
     /// Copies a shared node: one more reference on each of its children, one less on the old one.
     fn copy_node(&mut self, old: MapNodeId, level: u8) -> MapNodeId {
         let new = self.new_node(level);
+        self.sharing += 1;
         let from = self.cache.page(node_page(old));
         let (page, mapped) = (from.page.clone(), from.facts.mapped);
         for index in 0..NODE_ENTRIES {

@@ -132,6 +132,8 @@ impl Store {
             node_ids: IdSpace::new(Table::FreedNodes, root.next_node.0, root.counters.freed_nodes),
             release_queue: root.release_queue.iter().copied().collect(),
             dropped: Vec::new(),
+            sharing: 1,
+            checkpointed_at: environment.clock.monotonic(),
             log,
             moved: Appender::new(SegmentKind::Moved),
             metadata: Appender::new(SegmentKind::Metadata),

@@ -25,6 +25,8 @@ pub(crate) struct Frame {
     pins: u32,
     /// The attempt that looked at it last: until that ends it stays.
     touched_in: u64,
+    /// Of a node: the state of sharing in which it was found to have one parent.
+    pub(crate) exclusive_in: u64,
 }
 
 const CLEAN: u64 = 0;
@@ -101,6 +103,13 @@ impl Cache {
         self.frames[place].as_ref().expect("place_of gave the place of a page")
     }
 
+    /// Remembers that a node in memory has one parent, as of a state of sharing.
+    pub(crate) fn note_exclusive(&mut self, place: usize, state: u64) {
+        if let Some(frame) = self.frames[place].as_mut() {
+            frame.exclusive_in = state;
+        }
+    }
+
     /// A page in memory that whoever calls has made sure of.
     ///
     /// # Panics
@@ -135,7 +144,16 @@ impl Cache {
             return;
         }
         self.make_room();
-        let frame = Frame { key, page, facts, dirty_in: CLEAN, hot: true, pins: 0, touched_in: self.attempt };
+        let frame = Frame {
+            key,
+            page,
+            facts,
+            dirty_in: CLEAN,
+            hot: true,
+            pins: 0,
+            touched_in: self.attempt,
+            exclusive_in: 0,
+        };
         let place = match self.vacant.pop() {
             Some(place) => {
                 self.frames[place] = Some(frame);
