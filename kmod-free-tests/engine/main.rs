@@ -5,6 +5,7 @@
 mod index;
 #[path = "../common/pool.rs"]
 mod pool;
+mod repair;
 
 use sinter::store::{CheckReport, Store};
 use sinter::sync::seeded::mix;
