@@ -192,6 +192,11 @@ fn check_finds_nothing_and_then_what_was_damaged() {
     let damaged = check(scratch.path(), &device);
     assert!(failure(&damaged, 14).contains("the pool has 1 fault"));
     assert_eq!(String::from_utf8_lossy(&damaged.stdout).lines().count(), 1);
+    // Off a terminal a repair must be wanted in so many words.
+    failure(&check(scratch.path(), &[&device[..], &["--repair"]].concat()), 2);
+    let repaired = check(scratch.path(), &[&device[..], &["--repair", "--yes"]].concat());
+    assert!(text(&repaired).starts_with("repaired: block"), "{repaired:?}");
+    assert!(text(&check(scratch.path(), &device)).is_empty());
 }
 
 /// `sinter check` on this machine's devices.

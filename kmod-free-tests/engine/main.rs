@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
+mod apply;
 mod index;
 #[path = "../common/pool.rs"]
 mod pool;
+mod repair;
 
 use sinter::store::{CheckReport, Store};
 use sinter::sync::seeded::mix;

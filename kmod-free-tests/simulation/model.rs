@@ -2,12 +2,12 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use sinter::format::batch::LoggedOperation;
-use sinter::store::CommitSink;
+use sinter::store::{Commit, CommitSink};
 use sinter::sync::seeded::mix;
-use sinter::units::{BLOCK_BYTES, Epoch, Lsn};
+use sinter::units::BLOCK_BYTES;
 
 /// Names the content of a block; 0 is a hole.
 pub(crate) type Content = u64;
@@ -145,8 +145,8 @@ impl Recorder {
 }
 
 impl CommitSink for Recorder {
-    fn committed(&self, _epoch: Epoch, lsn: Lsn, operation: &LoggedOperation, _payload: &Arc<Vec<u8>>) {
-        let effect = match operation {
+    fn committed(&self, commit: &Commit<'_>) {
+        let effect = match commit.operation {
             LoggedOperation::Write { object, first, mappings } => INTENT.with(|intent| {
                 let (start, contents) = &*intent.borrow();
                 let from = (first.0 - start) as usize;
@@ -167,7 +167,7 @@ impl CommitSink for Recorder {
         };
         let mut history = self.history.lock().unwrap();
         assert_eq!(
-            lsn.0,
+            commit.lsn.0,
             history.base + history.effects.len() as u64 + 1,
             "operations are numbered without gap"
         );

@@ -35,6 +35,12 @@ pub struct Check {
     /// Look at the last checkpoint only, and write nothing
     #[arg(long)]
     no_recovery: bool,
+    /// Put right what can be counted anew, and give up what cannot be read: an I/O error until it is written again
+    #[arg(long, conflicts_with = "no_recovery")]
+    repair: bool,
+    /// With --repair: do not ask
+    #[arg(long, short = 'y', requires = "repair")]
+    yes: bool,
 }
 
 /// Checks the pool; each fault is a line on standard output.
@@ -56,15 +62,25 @@ pub fn run(check: Check) -> Outcome {
         None => pool::default_data_directory(variable)?,
     };
     let devices = pool::open_devices(&pool::device_specs(&config, &data_directory))?;
-    let mode = match check.no_recovery {
-        true => CheckMode::LastCheckpointOnly,
-        false => CheckMode::AfterRecovery,
+    let mode = match (check.no_recovery, check.repair) {
+        (true, _) => CheckMode::LastCheckpointOnly,
+        (false, true) => CheckMode::Repair,
+        (false, false) => CheckMode::AfterRecovery,
     };
-    let mut progress = Progress::blocks("checking");
+    if check.repair {
+        output::confirm("What cannot be read will be given up, with no way back.", check.yes)?;
+    }
+    let mut progress = Progress::blocks(if check.repair { "repairing" } else { "checking" });
     let mut show = |done: u64, all: u64| progress.show(done, Some(all));
     let options = daemon::store_options(&config, false);
     let report = store::check(devices, options, daemon::environment(), mode, &mut show)?;
     drop(progress);
+    for repair in &report.repairs {
+        output::data(format!("repaired: {}\n", repair.what))?;
+    }
+    if report.repairs_more > 0 {
+        output::data(format!("and {} repairs more\n", report.repairs_more))?;
+    }
     for fault in &report.faults {
         output::data(format!("{}\n", fault.what))?;
     }
@@ -83,8 +99,13 @@ pub fn run(check: Check) -> Outcome {
     if faults == 0 {
         return Ok(());
     }
-    Err(Failure::new(ErrorKind::Corrupt, format!("the pool has {}", counted(faults)))
-        .hint("what is damaged reads as an I/O error, and must come from a copy"))
+    let hint = match mode {
+        CheckMode::Repair => {
+            "a log that is damaged is given up by `sinter serve --accept-loss`, not by a repair"
+        }
+        _ => "what is damaged reads as an I/O error, and must come from a copy; --repair mends the rest",
+    };
+    Err(Failure::new(ErrorKind::Corrupt, format!("the pool has {}", counted(faults))).hint(hint))
 }
 
 fn counted(faults: u64) -> String {

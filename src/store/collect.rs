@@ -220,7 +220,7 @@ impl Core {
     }
 
     /// Makes a page leave its place with the next checkpoint.
-    fn touch_page(&mut self, key: crate::format::page::PageKey) -> Result<(), Stall> {
+    pub(crate) fn touch_page(&mut self, key: crate::format::page::PageKey) -> Result<(), Stall> {
         use crate::format::page::Table;
         if key.level > 0 {
             // A directory page is written anew when anything below it is.

@@ -16,7 +16,8 @@ use super::Store;
 use super::blocks::ids::Space;
 use super::blocks::table::block_page;
 use super::core::{Core, Stall};
-use super::operation::PayloadPlace;
+use super::operation::{PayloadPlace, Prepared};
+use super::options::Commit;
 use super::reduce::{Shape, compress, fingerprint, shape};
 use super::run::Caller;
 
@@ -50,7 +51,7 @@ impl WriteOutcome {
 
 /// A block after reduction.
 #[derive(Clone, Copy, Debug)]
-enum Reduced {
+pub(crate) enum Reduced {
     Zero,
     Pattern(u32),
     /// Stored already, as far as could be seen.
@@ -72,9 +73,25 @@ enum Reduced {
 }
 
 /// An operation's blocks and payload.
-struct Reduction {
-    blocks: Vec<Reduced>,
-    payload: Arc<Vec<u8>>,
+pub(crate) struct Reduction {
+    pub(crate) blocks: Vec<Reduced>,
+    /// The stored bytes of those that are `Reduced::Stored`, in order, each padded to a grain.
+    pub(crate) payload: Arc<Vec<u8>>,
+}
+
+impl Reduction {
+    /// The fingerprint of each block, zeros for those without one.
+    fn fingerprints(&self) -> Vec<Fingerprint> {
+        let of = |reduced: &Reduced| match reduced {
+            Reduced::Candidate { fingerprint, .. } | Reduced::Stored { fingerprint, .. } => *fingerprint,
+            Reduced::Zero | Reduced::Pattern(_) | Reduced::Twin { .. } => Fingerprint::default(),
+        };
+        let twin_of = |reduced: &Reduced| match reduced {
+            Reduced::Twin { of: first } => of(&self.blocks[*first]),
+            other => of(other),
+        };
+        self.blocks.iter().map(twin_of).collect()
+    }
 }
 
 /// How many steps one trim may take.
@@ -168,7 +185,7 @@ impl Store {
     }
 
     /// Enters a write; `None` when a candidate has gone and the blocks must be reduced again.
-    fn commit_write(
+    pub(crate) fn commit_write(
         &self,
         core: &mut Core,
         object: ObjectNumber,
@@ -191,7 +208,8 @@ impl Store {
         for _ in 0..taken {
             core.take_id(Space::Blocks);
         }
-        let outcome = self.enter(core, &operation, &prepared, &reduction.payload);
+        let outcome =
+            self.enter(core, &operation, &prepared, &reduction.payload, || reduction.fingerprints());
         let LoggedOperation::Write { mappings, .. } = &operation else { return Ok(None) };
         Ok(Some(self.account(core, mappings, outcome, reduction.blocks.len())))
     }
@@ -251,18 +269,21 @@ impl Store {
     }
 
     /// Gives a prepared operation its number and place, and does what it says. From here on nothing can fail.
-    fn enter(
+    /// `fingerprints` is only asked where somebody listens.
+    pub(crate) fn enter(
         &self,
         core: &mut Core,
         operation: &LoggedOperation,
-        prepared: &super::operation::Prepared,
+        prepared: &Prepared,
         payload: &Arc<Vec<u8>>,
+        fingerprints: impl FnOnce() -> Vec<Fingerprint>,
     ) -> Lsn {
         let records = operation.encode(payload.len());
         let (lsn, segment, offset) = core.append_to_log(records, Arc::clone(payload));
         core.apply_operation(operation, prepared, PayloadPlace { segment, offset });
         if let Some(sink) = &self.options.sink {
-            sink.committed(core.log.epoch, lsn, operation, payload);
+            let (epoch, fingerprints) = (core.log.epoch, fingerprints());
+            sink.committed(&Commit { epoch, lsn, operation, fingerprints: &fingerprints, payload });
         }
         lsn
     }
@@ -309,7 +330,7 @@ impl Store {
             let (lsn, covered) = self.run(Caller::Request, |core| {
                 core.writable()?;
                 let (prepared, needs) = core.prepare_operation(&left, steps)?;
-                let super::operation::Prepared::Zero(plan) = &prepared else {
+                let Prepared::Zero(plan) = &prepared else {
                     return Ok((Lsn(0), count.0));
                 };
                 // A trim that copies no node makes space: it always goes.
@@ -318,7 +339,7 @@ impl Store {
                 let covered = plan.covered;
                 let operation =
                     LoggedOperation::Zero { object, first: first.plus(done), count: BlockCount(covered) };
-                let lsn = self.enter(core, &operation, &prepared, &Arc::new(Vec::new()));
+                let lsn = self.enter(core, &operation, &prepared, &Arc::default(), Vec::new);
                 Ok((lsn, covered))
             })?;
             last = last.max(lsn);
@@ -357,7 +378,7 @@ impl Store {
         self.run(Caller::Request, |core| self.enter_management(core, &operation, false))
     }
 
-    fn enter_management(
+    pub(crate) fn enter_management(
         &self,
         core: &mut Core,
         operation: &LoggedOperation,
@@ -368,7 +389,7 @@ impl Store {
         let frame_len = operation.encode(0).len();
         core.check_room(&needs, frame_len as u64, must_fit)?;
         core.prepare_log(frame_len)?;
-        Ok(self.enter(core, operation, &prepared, &Arc::new(Vec::new())))
+        Ok(self.enter(core, operation, &prepared, &Arc::default(), Vec::new))
     }
 
     /// Time that checkpoints have taken, for the statistics.

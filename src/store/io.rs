@@ -289,6 +289,7 @@ impl Finishing {
             len: batch.len,
             operations: batch.operations,
             first_lsn: batch.first_lsn,
+            epoch: batch.epoch,
             previous: self.chain,
             ..self.header
         };

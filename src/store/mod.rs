@@ -5,6 +5,7 @@
 //! starts no thread and looks at no clock: background work is a bounded step that somebody else calls, or that
 //! a caller who needs its outcome does itself.
 
+mod apply;
 mod background;
 mod blocks;
 pub mod check;
@@ -36,12 +37,13 @@ use crate::format::superblock::Superblock;
 use crate::sync::{Condition, Mutex};
 use crate::units::Uuid;
 
+pub use self::apply::{Applied, Shipment, ShippedMapping, ShippedOperation, ShippedPayload};
 pub use self::check::{CheckMode, CheckReport, Fault, check};
 pub use self::commit::WriteOutcome;
 pub use self::core::PlantedFaults;
 pub use self::geometry::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MIN, segment_bytes_for};
 pub use self::operation::OBJECT_BLOCKS_MAX;
-pub use self::options::{CommitSink, Environment, ObjectInfo, OpenReport, StoreOptions};
+pub use self::options::{Commit, CommitSink, Environment, ObjectInfo, OpenReport, StoreOptions};
 pub use self::probe::{DeviceContent, probe};
 pub use self::read::{MappedRun, MappingKind};
 pub use self::statistics::StoreStatistics;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::format::batch::LoggedOperation;
 use crate::sync::{Clock, RandomSource};
-use crate::units::{BlockCount, ByteCount, Epoch, Lsn, ObjectNumber};
+use crate::units::{BlockCount, ByteCount, Epoch, Fingerprint, Lsn, ObjectNumber};
 
 use super::core::PlantedFaults;
 
@@ -21,8 +21,23 @@ pub struct Environment {
 /// Sees every operation in the order in which it is committed, under the commit lock: it may only append to
 /// something bounded whose room was made sure of before.
 pub trait CommitSink: Send + Sync {
-    /// An operation has been committed under this number. `payload` holds its payloads, each padded to 16 bytes.
-    fn committed(&self, epoch: Epoch, lsn: Lsn, operation: &LoggedOperation, payload: &Arc<Vec<u8>>);
+    /// An operation has been committed.
+    fn committed(&self, commit: &Commit<'_>);
+}
+
+/// One operation as the sink sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Commit<'a> {
+    /// The term in which it was committed.
+    pub epoch: Epoch,
+    /// Its number.
+    pub lsn: Lsn,
+    /// What it does. Block ids are this node's own.
+    pub operation: &'a LoggedOperation,
+    /// Of a write, the fingerprint of each block that is stored; zeros for holes and patterns.
+    pub fingerprints: &'a [Fingerprint],
+    /// Its payloads, each padded to 16 bytes.
+    pub payload: &'a Arc<Vec<u8>>,
 }
 
 /// Budgets and limits of one opening.

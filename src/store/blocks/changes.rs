@@ -87,6 +87,13 @@ impl Changes {
         }
     }
 
+    /// Forgets every change of an id, whose count has been made anew; what their sum was.
+    pub(crate) fn forget(&mut self, id: u64) -> Option<i64> {
+        let (active, sealed) = (self.active.remove(&id), self.sealed.remove(&id));
+        let sum = |change: Option<Change>| change.map_or(0, |change| i64::from(change.delta));
+        (active.is_some() || sealed.is_some()).then(|| sum(active) + sum(sealed))
+    }
+
     /// All changes, sealed and active, for the picture of a checkpoint: `summed` brings them into shape.
     pub(crate) fn all(&self) -> Vec<(u64, i32)> {
         self.sealed.iter().chain(&self.active).map(|(id, change)| (*id, change.delta)).collect()

@@ -204,6 +204,57 @@ impl Core {
         self.flip_bit(key, word, mask);
     }
 
+    /// Repair: says whether an id is free, whatever its page (which is in memory) said. The numbers of free ids
+    /// must be made anew afterwards.
+    pub(crate) fn correct_id(&mut self, which: Space, id: u64, free: bool) {
+        let (key, word, mask) = bit_page(self.space(which).table, id);
+        let bits = get_u64(&*self.cache.page(key).page, word);
+        if (bits & mask != 0) != free {
+            set_u64(&mut *self.cache.change(key).page, word, bits ^ mask);
+            if free {
+                self.space(which).freed_lately.insert(id);
+            }
+        }
+    }
+
+    /// Repair: how many pages of freed ids there are.
+    pub(crate) fn freed_pages(&mut self, which: Space) -> u64 {
+        self.space(which).high_water.div_ceil(FREED_BITS_PER_PAGE)
+    }
+
+    /// Repair: makes the number of free ids of a page anew, and returns it. Ids that were never given out are not
+    /// marked.
+    ///
+    /// # Errors
+    /// A stall while the page is not in memory.
+    pub(crate) fn recount_freed_page(&mut self, which: Space, number: u64) -> Result<u64, Stall> {
+        let space = self.space(which);
+        let (key, high_water) = (PageKey::leaf(space.table, number), space.high_water);
+        self.bring_in(key)?;
+        let mut page = self.cache.page(key).page.clone();
+        let mut freed = 0;
+        for word in 1..512usize {
+            let first = number * FREED_BITS_PER_PAGE + (word as u64 - 1) * WORD_BITS;
+            let given_out = match high_water.saturating_sub(first) {
+                known @ 0..WORD_BITS => (1 << known) - 1,
+                _ => u64::MAX,
+            };
+            let bits = get_u64(&*page, word) & given_out;
+            set_u64(&mut *page, word, bits);
+            freed += u64::from(bits.count_ones());
+        }
+        set_u64(&mut *page, 0, freed);
+        if page != self.cache.page(key).page {
+            self.cache.change(key).page = page;
+        }
+        Ok(freed)
+    }
+
+    /// Repair: says how many ids are free.
+    pub(crate) fn set_freed(&mut self, which: Space, freed: u64) {
+        self.space(which).freed = freed;
+    }
+
     /// Replay: the log says that this id was given out.
     pub(crate) fn mark_id_used(&mut self, which: Space, id: u64) {
         if id >= self.space(which).high_water {

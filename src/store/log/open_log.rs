@@ -28,6 +28,8 @@ pub(crate) struct OpenBatch {
     pub(crate) offset: u32,
     pub(crate) len: u32,
     pub(crate) first_lsn: Lsn,
+    /// The term in which its operations were committed.
+    pub(crate) epoch: Epoch,
     pub(crate) operations: u32,
     /// Records and payloads of each operation.
     pub(crate) frames: Vec<Frame>,
@@ -162,6 +164,14 @@ impl OpenLog {
         }
     }
 
+    /// What comes from now on belongs to a later term.
+    pub(crate) fn raise_epoch(&mut self, epoch: Epoch) {
+        if epoch > self.epoch {
+            self.close_batch();
+            self.epoch = epoch;
+        }
+    }
+
     /// Takes all that is to be written.
     pub(crate) fn take_closed(&mut self) -> VecDeque<Closed> {
         self.close_batch();
@@ -215,6 +225,7 @@ impl OpenLog {
             offset,
             len: BATCH_HEADER_BYTES as u32,
             first_lsn: self.next_lsn,
+            epoch: self.epoch,
             operations: 0,
             frames: Vec::new(),
         });

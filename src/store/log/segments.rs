@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use crate::format::objects::SegmentEntry;
 use crate::format::page::SEGMENT_ENTRIES_PER_PAGE;
 use crate::format::root::SegmentChange;
-use crate::format::segment::SegmentKind;
+use crate::format::segment::{SegmentHeader, SegmentKind};
 use crate::units::SegmentId;
 
 use rustc_hash::FxHashMap;
@@ -320,6 +320,33 @@ impl SegmentTable {
         self.restore(change.segment, entry);
         self.dirty_pages.insert(u64::from(change.segment.0) / SEGMENT_ENTRIES_PER_PAGE);
         true
+    }
+
+    /// Repair: says how many bytes of a segment are live.
+    pub(crate) fn set_live(&mut self, segment: SegmentId, live_bytes: u32) {
+        let entry = *self.entry(segment);
+        self.restore(segment, SegmentEntry { live_bytes, ..entry });
+        self.touch(segment);
+    }
+
+    /// Repair: says what a segment is whose entry is gone, after its header; without one it is left alone.
+    pub(crate) fn identify(&mut self, segment: SegmentId, header: Option<&SegmentHeader>) {
+        let entry = &mut self.touch(segment).entry;
+        entry.allocated = true;
+        entry.kind = header.map_or(SegmentKind::Log, |header| header.kind);
+        if let Some(header) = header {
+            entry.sequence = header.sequence;
+            entry.erases = header.erases;
+        }
+    }
+
+    /// Repair: nothing unreadable is left in any segment.
+    pub(crate) fn clear_damaged(&mut self) {
+        for segment in (0..self.count()).map(SegmentId) {
+            if self.entry(segment).damaged {
+                self.touch(segment).entry.damaged = false;
+            }
+        }
     }
 
     /// Opening: a segment is free when nothing refers to it and the log that is to be replayed does not use

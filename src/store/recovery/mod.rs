@@ -3,6 +3,8 @@
 mod open;
 mod walk;
 
+pub(crate) use self::walk::read_header;
+
 use std::sync::Arc;
 
 use crate::device::Device;
@@ -174,6 +176,12 @@ impl Store {
     /// Opens a fresh log segment under this incarnation, and makes the checkpoint before which nothing is
     /// appended or acknowledged: else a batch that one recovery dropped could come back in the next.
     fn begin_serving(&self) -> Result<()> {
+        self.begin_log()?;
+        self.checkpoint_in_role()
+    }
+
+    /// Opens the log segment; the checkpoint that makes it count must follow.
+    pub(crate) fn begin_log(&self) -> Result<()> {
         let take = || {
             self.run(Caller::Maintenance, |core| {
                 core.prepare_segment(0)?;
@@ -182,7 +190,7 @@ impl Store {
         };
         let (segment, successor) = (take()?, take()?);
         self.core.lock().enter_segment(segment, successor);
-        self.checkpoint_in_role()
+        Ok(())
     }
 
     /// The first eight bytes of the pool's id.

@@ -26,13 +26,15 @@ use super::newest_superblock;
 use super::walk::{Walk, read_header};
 
 /// What the walk along the chain has found.
-struct Chain {
-    segments: FxHashSet<u32>,
+pub(crate) struct Chain {
+    /// Segments that it uses, the reserved successor included.
+    pub(crate) segments: FxHashSet<u32>,
     end: Walk,
     batches: u64,
     bytes: u64,
     newest_checkpoint: u64,
-    damage: Vec<String>,
+    /// What was durable and is not there.
+    pub(crate) damage: Vec<String>,
 }
 
 impl Store {
@@ -57,12 +59,7 @@ impl Store {
             store.core.lock().stopped = Some(why);
             return Ok((store, report));
         }
-        {
-            let mut core = store.core.lock();
-            for segment in &chain.segments {
-                core.segments.close(SegmentId(*segment));
-            }
-        }
+        store.close_chain(&chain);
         report.clean = report.replayed_operations == 0 && chain.batches == 0;
         store.begin_serving()?;
         Ok((store, report))
@@ -70,6 +67,18 @@ impl Store {
 
     /// A store as of its last checkpoint: nothing is replayed, nothing is written.
     pub(crate) fn open_checkpoint(
+        devices: Vec<Arc<dyn Device>>,
+        options: StoreOptions,
+        environment: Environment,
+    ) -> Result<(Store, CheckpointRoot)> {
+        let (store, root) = Store::at_checkpoint(devices, options, environment)?;
+        store.restore_segments(&root, false)?;
+        store.restore_objects(false)?;
+        Ok((store, root))
+    }
+
+    /// As `open_checkpoint`, but without the tables that are held in memory.
+    pub(crate) fn at_checkpoint(
         devices: Vec<Arc<dyn Device>>,
         options: StoreOptions,
         environment: Environment,
@@ -93,9 +102,15 @@ impl Store {
         let root = probe.read_root(&superblock)?;
         drop(probe);
         let store = Store::assemble(devices, options, environment, superblock, &root)?;
-        store.restore_segments(&root)?;
-        store.restore_objects()?;
         Ok((store, root))
+    }
+
+    /// Replay has passed the whole chain.
+    pub(crate) fn close_chain(&self, chain: &Chain) {
+        let mut core = self.core.lock();
+        for segment in &chain.segments {
+            core.segments.close(SegmentId(*segment));
+        }
     }
 
     /// Pages of a table that exist, in order, each handed to `visit`.
@@ -135,7 +150,8 @@ impl Store {
         Ok(())
     }
 
-    fn restore_segments(&self, root: &CheckpointRoot) -> Result<()> {
+    /// Brings the segment table into memory; a lenient reader takes what makes no sense for a free segment.
+    pub(crate) fn restore_segments(&self, root: &CheckpointRoot, lenient: bool) -> Result<()> {
         self.visit_table(Table::Segments, &mut |number, page| {
             let mut core = self.core.lock();
             for slot in 0..SEGMENT_ENTRIES_PER_PAGE {
@@ -145,7 +161,7 @@ impl Store {
                 }
                 let segment = SegmentId(u32::try_from(segment).expect("20 bits"));
                 let entry = SegmentEntry::at(page, usize::try_from(slot).expect("below 128"));
-                let entry = entry.ok_or_else(|| {
+                let entry = entry.or(lenient.then(SegmentEntry::default)).ok_or_else(|| {
                     Error::new(ErrorKind::Corrupt, format!("the entry of segment {segment} makes no sense"))
                 })?;
                 core.segments.restore(segment, entry);
@@ -154,7 +170,7 @@ impl Store {
         })?;
         let mut core = self.core.lock();
         for change in &root.segment_changes {
-            if !core.segments.restore_change(change) {
+            if !core.segments.restore_change(change) && !lenient {
                 let what = format!("the checkpoint's change of segment {} makes no sense", change.segment);
                 return Err(Error::new(ErrorKind::Corrupt, what));
             }
@@ -162,19 +178,26 @@ impl Store {
         Ok(())
     }
 
-    fn restore_objects(&self) -> Result<()> {
+    /// Brings the objects into memory; a lenient reader leaves slots empty that make no sense, and says which.
+    pub(crate) fn restore_objects(&self, lenient: bool) -> Result<Vec<u64>> {
+        let mut senseless = Vec::new();
         self.visit_table(Table::Objects, &mut |number, page| {
-            let slot = decode_slot(page).ok_or_else(|| {
+            let slot = decode_slot(page);
+            if slot.is_none() {
+                senseless.push(number);
+            }
+            let slot = slot.or(lenient.then_some(None)).ok_or_else(|| {
                 Error::new(ErrorKind::Corrupt, format!("the object in slot {number} makes no sense"))
             })?;
             let number = usize::try_from(number).expect("at most 65,536");
             self.core.lock().objects.restore(number, slot);
             Ok(())
-        })
+        })?;
+        Ok(senseless)
     }
 
     /// Walks the chain to its end, changing nothing.
-    fn walk_chain(&self, root: &CheckpointRoot) -> Result<Chain> {
+    pub(crate) fn walk_chain(&self, root: &CheckpointRoot) -> Result<Chain> {
         let mut walk = Walk::from_root(root, self.options.faults.ignore_chain);
         let mut chain = Chain {
             segments: FxHashSet::default(),
@@ -210,7 +233,7 @@ impl Store {
     }
 
     /// Applies every operation of the chain, with checkpoints in between where memory runs short.
-    fn replay(&self, root: &CheckpointRoot, chain: &Chain, report: &mut OpenReport) -> Result<()> {
+    pub(crate) fn replay(&self, root: &CheckpointRoot, chain: &Chain, report: &mut OpenReport) -> Result<()> {
         let mut walk = Walk::from_root(root, self.options.faults.ignore_chain);
         let serving = {
             let mut core = self.core.lock();
@@ -275,6 +298,14 @@ impl Store {
         core.log.chain = walk.chain;
         report.last_lsn = core.log.committed();
         Ok(())
+    }
+
+    /// A checkpoint before anything is replayed: the log behind it stays as it is.
+    pub(crate) fn checkpoint_before_replay(&self, root: &CheckpointRoot) -> Result<()> {
+        let serving = std::mem::replace(&mut self.core.lock().log.incarnation, root.log_incarnation);
+        let outcome = self.checkpoint_in_replay(&Walk::from_root(root, self.options.faults.ignore_chain));
+        self.core.lock().log.incarnation = serving;
+        outcome
     }
 
     /// A checkpoint at a place in the middle of the chain that is being replayed. It merges no counts: a block

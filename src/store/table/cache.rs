@@ -86,6 +86,12 @@ impl Cache {
         self.frames[*self.places.get(&key)?].as_ref().map(|frame| &*frame.page)
     }
 
+    /// Whether a page has changed since it was stored, or was never stored.
+    pub(crate) fn is_dirty(&self, key: PageKey) -> bool {
+        let frame = self.places.get(&key).and_then(|place| self.frames[*place].as_ref());
+        frame.is_some_and(|frame| frame.dirty_in != CLEAN)
+    }
+
     /// Where a page in memory is, until the next one is brought in.
     pub(crate) fn place_of(&mut self, key: PageKey) -> Option<usize> {
         let place = *self.places.get(&key)?;

@@ -1,11 +1,9 @@
-//! Check: recounts every reference, live counter and freed id from the roots, and verifies every checksum.
+//! The check itself: recounts every reference, live counter and freed id from the roots, and verifies every
+//! checksum. It changes nothing.
 //!
 //! Nodes are visited once. Blocks are tallied in passes over ranges of ids, so that memory stays within the
 //! metadata budget whatever the pool's size.
 
-use std::sync::Arc;
-
-use crate::device::Device;
 use crate::error::{ErrorKind, Result};
 use crate::format::bytes::get_u64;
 use crate::format::checksum;
@@ -16,75 +14,15 @@ use crate::format::page::{
 };
 use crate::units::{BlockId, MapNodeId};
 
-use super::Store;
-use super::blocks::changes::summed;
-use super::map::node_page;
-use super::options::{Environment, StoreOptions};
-use super::run::Caller;
-
-/// One fault that was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// What is wrong with what.
-    pub what: String,
-}
-
-/// What a check has looked at and found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CheckReport {
-    /// Volumes and snapshots.
-    pub objects: u64,
-    /// Map nodes.
-    pub nodes: u64,
-    /// Stored blocks.
-    pub blocks: u64,
-    /// Bytes of blocks and pages whose checksums were verified.
-    pub bytes_verified: u64,
-    /// What is wrong, at most `FAULTS_MAX` of it.
-    pub faults: Vec<Fault>,
-    /// Faults beyond those.
-    pub faults_more: u64,
-}
-
-/// What a check starts from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CheckMode {
-    /// Opens the pool as serving does, recovery's checkpoint included.
-    AfterRecovery,
-    /// Looks at the last checkpoint and writes nothing.
-    LastCheckpointOnly,
-}
-
-/// Most faults that a report holds.
-pub const FAULTS_MAX: usize = 1000;
-
-/// Checks a pool. `progress` is told now and then how many of how many blocks were verified.
-///
-/// # Errors
-/// As `Store::open`, for a pool that cannot be opened at all.
-pub fn check(
-    devices: Vec<Arc<dyn Device>>,
-    options: StoreOptions,
-    environment: Environment,
-    mode: CheckMode,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<CheckReport> {
-    match mode {
-        CheckMode::AfterRecovery => {
-            let (store, report) = Store::open(devices, options, environment)?;
-            let mut found = store.verify(progress)?;
-            found.faults.extend(report.damage.into_iter().map(|what| Fault { what }));
-            Ok(found)
-        }
-        CheckMode::LastCheckpointOnly => {
-            let (store, _) = Store::open_checkpoint(devices, options, environment)?;
-            store.verify(progress)
-        }
-    }
-}
+use super::super::Store;
+use super::super::blocks::changes::summed;
+use super::super::blocks::ids::Space;
+use super::super::map::node_page;
+use super::super::run::Caller;
+use super::{CheckReport, FAULTS_MAX, Fault};
 
 /// A node's entries, level and number of mapped blocks.
-type NodeFacts = (Box<[u8; PAGE_BYTES]>, u8, u64);
+pub(super) type NodeFacts = (Box<[u8; PAGE_BYTES]>, u8, u64);
 
 /// A check under way.
 struct Check<'a> {
@@ -322,10 +260,10 @@ impl Check<'_> {
             let found = i64::from(self.node_references[id]);
             let node = id as u64;
             let read = self.store.run(Caller::Maintenance, |core| {
-                core.prepare_id_bit(super::blocks::ids::Space::Nodes, node)?;
+                core.prepare_id_bit(Space::Nodes, node)?;
                 let count =
                     i64::from(core.stored_count(Table::NodeCounts, node)?) + core.node_changes.pending(node);
-                Ok((count, core.id_is_free(super::blocks::ids::Space::Nodes, node)))
+                Ok((count, core.id_is_free(Space::Nodes, node)))
             });
             let Some((count, free)) = self.or_fault(read)? else { continue };
             if count != found {
@@ -396,10 +334,10 @@ impl Check<'_> {
     fn block(&mut self, block: BlockId, found: u32) -> Result<()> {
         self.references += u64::from(found);
         let read = self.store.run(Caller::Maintenance, |core| {
-            core.prepare_id_bit(super::blocks::ids::Space::Blocks, block.0)?;
+            core.prepare_id_bit(Space::Blocks, block.0)?;
             let stored = i64::from(core.stored_count(Table::BlockCounts, block.0)?);
             let count = stored + core.block_changes.pending(block.0);
-            let free = core.id_is_free(super::blocks::ids::Space::Blocks, block.0);
+            let free = core.id_is_free(Space::Blocks, block.0);
             Ok((count, core.block_entry(block)?, free))
         });
         let Some((count, entry, free)) = self.or_fault(read)? else { return Ok(()) };
