@@ -194,12 +194,16 @@ impl Repair<'_> {
     }
 
     /// Adds a node with one reference. Its id is one that was never given out: what is marked as free may not be.
+    /// Until it is counted it counts as full: a repair that is broken off must not leave it to be changed in place
+    /// by one of those who share it.
     fn new_node(&mut self, page: Box<[u8; PAGE_BYTES]>, level: u8, mapped: u64) -> Result<MapNodeId> {
         let node = self.store.run(Caller::Maintenance, |core| {
             let node = MapNodeId(core.node_ids.high_water);
             let key = node_page(node);
             core.bring_in(key)?;
+            core.stored_count(Table::NodeCounts, node.0)?;
             core.node_ids.high_water += 1;
+            core.set_stored_count(Table::NodeCounts, node.0, COUNT_STUCK);
             let frame = core.cache.change(key);
             frame.page.copy_from_slice(&*page);
             let version = frame.facts.version;
@@ -265,8 +269,7 @@ impl Repair<'_> {
                 core.correct_id(Space::Nodes, id, false);
                 Ok((if stored == COUNT_STUCK { found.into() } else { i64::from(stored) + pending }, was_free))
             })?;
-            let is_new = self.lost_nodes.contains(&Some(MapNodeId(id)));
-            if counted != i64::from(found) && !is_new {
+            if counted != i64::from(found) {
                 self.note(format!("map node {id} counted {counted} references and has {found}"));
             }
             if was_free {
