@@ -114,3 +114,27 @@ fn planted_faults_are_found() {
     }
     assert!(missed.is_empty(), "planted faults that were not found: {missed:?}");
 }
+
+/// The same short life again and again, crashed one I/O later each time.
+#[test]
+fn p1_a_short_life_is_whole_after_a_crash_at_every_io() {
+    const STEPS: u64 = 150;
+    let mut crashes = 0;
+    for seed in 3_000_000..3_000_003 {
+        let (mut world, store) = World::new(seed, PlantedFaults::default());
+        let before = world.plan.counts().total();
+        world.alone(&store, STEPS);
+        let ios = world.plan.counts().total() - before;
+        assert!(ios > 50, "seed {seed}: {ios} I/Os are too short a life");
+        for stop in 0..ios {
+            let (mut world, store) = World::new(seed, PlantedFaults::default());
+            world.plan.stop_after(stop);
+            world.alone(&store, STEPS);
+            drop(store);
+            let crash = if stop % 3 == 0 { Crash::Process } else { Crash::Power };
+            world.reopen(crash, false);
+            crashes += 1;
+        }
+    }
+    println!("crashed at every I/O of three short lives: {crashes} crashes");
+}
