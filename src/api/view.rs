@@ -27,6 +27,9 @@ use crate::units::Uuid;
 
 /// A time as RFC 3339 in UTC, such as `2024-01-15T10:30:00Z`.
 pub(super) fn time(since_unix_epoch: std::time::Duration) -> String {
+    // Milliseconds everywhere: what volumes keep, and no more than anyone needs.
+    let since_unix_epoch =
+        std::time::Duration::from_millis(u64::try_from(since_unix_epoch.as_millis()).unwrap_or(u64::MAX));
     let timestamp = jiff::SignedDuration::try_from(since_unix_epoch)
         .ok()
         .and_then(|time| Timestamp::from_duration(time).ok());

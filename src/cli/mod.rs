@@ -31,6 +31,8 @@ pub mod volume;
 #[derive(Debug, Parser)]
 #[command(name = "sinter", version, max_term_width = 100, arg_required_else_help = true)]
 struct Cli {
+    #[command(flatten)]
+    target: Target,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -41,36 +43,26 @@ enum Verb {
     Serve(Box<serve::Serve>),
     /// Make, list, change and delete volumes
     Volume {
-        #[command(flatten)]
-        target: Target,
         #[command(subcommand)]
         command: volume::VolumeCommand,
     },
     /// Copy an image into a volume
     Import {
         #[command(flatten)]
-        target: Target,
-        #[command(flatten)]
         import: transfer::Import,
     },
     /// Copy a volume into an image
     Export {
-        #[command(flatten)]
-        target: Target,
         #[command(flatten)]
         export: transfer::Export,
     },
     /// Show what the array is doing, what is wrong first
     Status {
         #[command(flatten)]
-        target: Target,
-        #[command(flatten)]
         flags: status::StatusFlags,
     },
     /// Show how far data is reduced, and by what
     Reduction {
-        #[command(flatten)]
-        target: Target,
         #[command(flatten)]
         flags: status::ReductionFlags,
     },
@@ -93,7 +85,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    match dispatch(cli.verb) {
+    match dispatch(&cli.target, cli.verb) {
         Ok(()) => ExitStatus::Done.into(),
         Err(failure) => {
             output::failure(&failure);
@@ -125,17 +117,17 @@ fn refuse(error: &clap::Error) -> ExitCode {
     }
 }
 
-fn dispatch(verb: Verb) -> Outcome {
+fn dispatch(target: &Target, verb: Verb) -> Outcome {
     match verb {
         Verb::Serve(serve) => {
             log_to_stderr();
             serve::run(*serve)
         }
-        Verb::Volume { target, command } => volume::run(&Client::new(&target.url)?, command),
-        Verb::Import { target, import } => transfer::import(&Client::new(&target.url)?, import),
-        Verb::Export { target, export } => transfer::export(&Client::new(&target.url)?, export),
-        Verb::Status { target, flags } => status::status(&Client::new(&target.url)?, &flags),
-        Verb::Reduction { target, flags } => status::reduction(&Client::new(&target.url)?, &flags),
+        Verb::Volume { command } => volume::run(&Client::new(&target.url)?, command),
+        Verb::Import { import } => transfer::import(&Client::new(&target.url)?, import),
+        Verb::Export { export } => transfer::export(&Client::new(&target.url)?, export),
+        Verb::Status { flags } => status::status(&Client::new(&target.url)?, &flags),
+        Verb::Reduction { flags } => status::reduction(&Client::new(&target.url)?, &flags),
         Verb::Check(check) => check::run(check),
     }
 }
