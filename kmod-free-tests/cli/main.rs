@@ -171,6 +171,7 @@ fn an_array_that_cannot_be_reached_is_status_15() {
         15,
     );
     assert!(error.contains("sinter serve"), "{error}");
+    failure(&sinter(scratch.path()).args(["--url", "http://127.0.0.1:1", "status"]).output().unwrap(), 15);
     failure(&sinter(scratch.path()).args(["status", "--url", "ftp://x"]).output().unwrap(), 2);
 }
 

