@@ -1,5 +1,5 @@
-//! The threads that call the store's bounded steps: background work, and the sync of what nobody has
-//! flushed.
+//! The threads that call the store's bounded steps: background work, the filling of the fingerprint index after
+//! a start, and the sync of what nobody has flushed.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -15,6 +15,9 @@ const IDLE_WAIT: Duration = Duration::from_millis(100);
 
 /// How long to wait after a step failed; a store that has stopped fails every step.
 const FAILED_WAIT: Duration = Duration::from_secs(1);
+
+/// How long to wait once the index is filled: it is filled once.
+const INDEX_WAIT: Duration = Duration::from_secs(3600);
 
 /// Shortest wait between two looks at what must be synced.
 const SYNC_WAIT_MIN: Duration = Duration::from_millis(1);
@@ -59,6 +62,9 @@ impl Background {
         let mut background = Background { stop: Arc::default(), threads: Vec::new() };
         background.spawn("background", store, |store| {
             Ok(if store.background_step()? { Duration::ZERO } else { IDLE_WAIT })
+        })?;
+        background.spawn("index", store, |store| {
+            Ok(if store.rebuild_index_step() { Duration::ZERO } else { INDEX_WAIT })
         })?;
         background.spawn("sync", store, |store| Ok(store.sync_if_due()?.max(SYNC_WAIT_MIN)))?;
         Ok(background)

@@ -55,8 +55,9 @@ struct Tally {
 impl Store {
     /// Looks at the next few pages of the block table; whether more are left. It goes on at once also while
     /// operations are committed: a million blocks take about half a second, and what is written before they are
-    /// known is stored twice.
-    pub(crate) fn rebuild_index_step(&self) -> bool {
+    /// known is stored twice. It needs no maintenance role, so that a thread of its own may call it while a
+    /// checkpoint is under way.
+    pub fn rebuild_index_step(&self) -> bool {
         let end = self.core.lock().rebuild.pages_left;
         let start = end.saturating_sub(PAGES_PER_STEP);
         let mut tally = Tally::default();
