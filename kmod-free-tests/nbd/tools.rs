@@ -195,6 +195,7 @@ fn fio_verifies_what_it_wrote() {
                     "--iodepth=32",
                     "--fsync=50",
                     "--verify=crc32c",
+                    "--verify_state_save=0",
                     "--do_verify=1",
                 ],
             );
