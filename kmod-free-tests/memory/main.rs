@@ -13,7 +13,7 @@ use load::MIB;
 /// What the daemon takes beside the budgets of metadata and index while requests are small: stacks, open batches,
 /// one segment that collection reads and one that it writes, a checkpoint's pages on their way, and the
 /// allocator's slack. Measured: 12 to 14 MiB beside these budgets; 22 MiB where nothing bounds the metadata.
-const FIXED_BESIDE_SMALL_REQUESTS: u64 = 16 * MIB;
+const FIXED_BESIDE_SMALL_REQUESTS: u64 = 20 * MIB;
 
 /// What it takes beside all budgets under more and larger requests than fit. Measured: 30 MiB, much of it memory
 /// that the allocator has kept; 120 MiB where nothing bounds the requests.
