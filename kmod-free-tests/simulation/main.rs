@@ -93,8 +93,8 @@ fn crashes_until_found(faults: PlantedFaults, crashes_max: u64) -> Option<u64> {
     None
 }
 
-/// The simulator is only worth its name if it finds what breaks a rule. `ignore_chain` is not among them yet: short
-/// lives seldom come round to a segment of their own log.
+/// The simulator is only worth its name if it finds what breaks a rule. `ignore_chain` is not among them yet: it
+/// has not been found, and `docs/TESTING.md` says so.
 #[test]
 fn planted_faults_are_found() {
     let sound = PlantedFaults::default();
