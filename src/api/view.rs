@@ -25,7 +25,7 @@ use crate::array::VolumeInfo;
 use crate::units::BlockCount;
 use crate::units::Uuid;
 
-/// A time as RFC 3339 in UTC, such as `2024-01-15T10:30:00Z`.
+/// A time as RFC 3339 in UTC, such as `2024-01-15T10:30:00.000Z`: always of one length, so that texts sort as times.
 pub(super) fn time(since_unix_epoch: std::time::Duration) -> String {
     // Milliseconds everywhere: what volumes keep, and no more than anyone needs.
     let since_unix_epoch =
@@ -33,7 +33,7 @@ pub(super) fn time(since_unix_epoch: std::time::Duration) -> String {
     let timestamp = jiff::SignedDuration::try_from(since_unix_epoch)
         .ok()
         .and_then(|time| Timestamp::from_duration(time).ok());
-    timestamp.unwrap_or(Timestamp::MAX).to_string()
+    format!("{:.3}", timestamp.unwrap_or(Timestamp::MAX))
 }
 
 pub(super) fn volume(info: VolumeInfo) -> Volume {
@@ -151,8 +151,14 @@ mod tests {
 
     #[test]
     fn times_are_rfc_3339_in_utc() {
-        assert_eq!(time(Duration::from_secs(1_705_314_600)), "2024-01-15T10:30:00Z");
-        assert_eq!(time(Duration::from_millis(1_705_314_600_250)), "2024-01-15T10:30:00.25Z");
+        assert_eq!(time(Duration::from_secs(1_705_314_600)), "2024-01-15T10:30:00.000Z");
+        assert_eq!(time(Duration::from_millis(1_705_314_600_250)), "2024-01-15T10:30:00.250Z");
         assert!(time(Duration::from_secs(u64::MAX)).ends_with('Z'));
+    }
+
+    #[test]
+    fn times_sort_as_texts() {
+        let times = [0, 1, 60, 61, 500, 1000].map(|milliseconds| time(Duration::from_millis(milliseconds)));
+        assert!(times.is_sorted(), "{times:?}");
     }
 }
