@@ -208,10 +208,18 @@ impl Store {
             damage: Vec::new(),
         };
         chain.segments.extend([walk.segment.0, walk.successor.0]);
+        let mut segment = walk.segment;
         while let Some(batch) = walk.next(self)? {
             chain.batches += 1;
             chain.bytes += batch.bytes.len() as u64;
-            chain.segments.extend([walk.segment.0, walk.successor.0]);
+            if walk.segment != segment {
+                segment = walk.segment;
+                // Segments of the log are not freed before a checkpoint makes it begin behind them.
+                if !chain.segments.insert(walk.successor.0) {
+                    let what = format!("the log comes back to segment {}", walk.successor);
+                    return Err(Error::new(ErrorKind::Corrupt, what));
+                }
+            }
             if let Some((header, _)) = crate::format::batch::BatchHeader::peek(&batch.bytes) {
                 chain.newest_checkpoint = chain.newest_checkpoint.max(header.durable_checkpoint);
             }
