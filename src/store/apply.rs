@@ -20,7 +20,8 @@ use crate::units::{BLOCK_BYTES, BlockCount, BlockId, Epoch, Fingerprint, Lba, Ls
 use super::Store;
 use super::commit::{Reduced, Reduction, Verdict};
 use super::core::{Core, Stall};
-use super::reduce::{decompress, fingerprint};
+use super::fingerprint::fingerprint;
+use super::reduce::decompress;
 use super::run::Caller;
 
 /// Most blocks of one operation.

@@ -16,9 +16,10 @@ use super::Store;
 use super::blocks::ids::Space;
 use super::blocks::table::block_page;
 use super::core::{Core, Stall};
+use super::fingerprint::fingerprints;
 use super::operation::{PayloadPlace, Prepared};
 use super::options::Commit;
-use super::reduce::{Shape, compress, fingerprint, shape};
+use super::reduce::{Shape, compress, shape};
 use super::run::Caller;
 
 /// How one write went, summed over its blocks.
@@ -144,15 +145,21 @@ impl Store {
 
     /// Reduces blocks: patterns, fingerprints, candidates (confirmed in the table), compression.
     fn reduce(&self, data: &[u8], probing: bool) -> Result<Reduction> {
-        let key = &self.identity.fingerprint_key;
-        let mut blocks: Vec<Reduced> = Vec::with_capacity(data.len() / BLOCK_BYTES);
+        let data_blocks = data.as_chunks::<BLOCK_BYTES>().0;
+        let shapes: Vec<Shape> = data_blocks.iter().map(|block| shape(block)).collect();
+        let of_data = data_blocks.iter().zip(&shapes).filter(|(_, shape)| **shape == Shape::Data);
+        let to_hash: Vec<&[u8; BLOCK_BYTES]> = of_data.map(|(block, _)| block).collect();
+        let fingerprints = fingerprints(&self.identity.fingerprint_key, &to_hash);
+        self.index.warm(fingerprints.iter());
+        let mut fingerprints = fingerprints.into_iter();
         let mut candidates = false;
-        for block in data.as_chunks::<BLOCK_BYTES>().0 {
-            blocks.push(match shape(block) {
+        let mut blocks: Vec<Reduced> = Vec::with_capacity(shapes.len());
+        for shape in shapes {
+            blocks.push(match shape {
                 Shape::Zero => Reduced::Zero,
                 Shape::Pattern(word) => Reduced::Pattern(word),
                 Shape::Data => {
-                    let fingerprint = fingerprint(key, block);
+                    let fingerprint = fingerprints.next().expect("one for each block of data");
                     match self.index.probe(&fingerprint).filter(|_| probing) {
                         Some(block) => {
                             candidates = true;

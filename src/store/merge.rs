@@ -6,6 +6,7 @@ use crate::format::page::{BlockEntry, Mapping, NODE_ENTRIES, Table};
 use crate::units::{BlockId, MapNodeId};
 
 use super::Store;
+use super::blocks::changes::Change;
 use super::blocks::ids::Space;
 use super::blocks::table::{COUNT_CROWDED, COUNT_STUCK};
 use super::core::{Core, Stall};
@@ -27,23 +28,30 @@ impl Store {
             }
         }
         for space in [Space::Nodes, Space::Blocks] {
-            let mut ids = {
+            let mut changes = {
                 let core = self.core.lock();
                 match space {
-                    Space::Blocks => core.block_changes.sealed_ids(),
-                    Space::Nodes => core.node_changes.sealed_ids(),
+                    Space::Blocks => core.block_changes.unmerged(),
+                    Space::Nodes => core.node_changes.unmerged(),
                 }
             };
-            ids.sort_unstable();
+            changes.sort_unstable_by_key(|(id, _)| *id);
             let mut position = 0;
-            while position < ids.len() {
-                let end = (position + MERGE_STEP).min(ids.len());
+            while position < changes.len() {
+                let end = (position + MERGE_STEP).min(changes.len());
                 let merged = self.run(Caller::Maintenance, |core| {
+                    if space == Space::Blocks {
+                        let entries = changes[position..end].iter().filter(|(_, change)| change.decremented);
+                        let entries: Vec<BlockEntry> =
+                            entries.filter_map(|(id, _)| core.block_entry_in_memory(BlockId(*id))).collect();
+                        self.index.warm(entries.iter().map(|entry| &entry.fingerprint));
+                    }
                     while position < end {
                         if core.cache.dirty_pages() >= core.geometry.dirty_limit {
                             return Ok(false);
                         }
-                        self.merge_one(core, space, ids[position])?;
+                        let (id, change) = changes[position];
+                        self.merge_one(core, space, id, change)?;
                         position += 1;
                     }
                     Ok(true)
@@ -52,11 +60,11 @@ impl Store {
                     Ok(true) => {}
                     Ok(false) => return Ok(()),
                     // What would be freed cannot be read: it stays referenced until a repair.
-                    Err(error) if self.may_be_forgotten(&error, space, ids[position]) => {
+                    Err(error) if may_be_forgotten(&error, changes[position].1) => {
                         let mut core = self.core.lock();
                         match space {
-                            Space::Blocks => core.block_changes.merged(ids[position]),
-                            Space::Nodes => core.node_changes.merged(ids[position]),
+                            Space::Blocks => core.block_changes.merged(changes[position].0),
+                            Space::Nodes => core.node_changes.merged(changes[position].0),
                         }
                         position += 1;
                     }
@@ -67,29 +75,12 @@ impl Store {
         Ok(())
     }
 
-    /// Whether a sealed change that `error` keeps from its page may be left out. A decrement may: what it would
-    /// have freed stays. An increment may only where the page is gone for good: on a page that can be read
-    /// again it would be missing, and something would be freed too early.
-    fn may_be_forgotten(&self, error: &Error, space: Space, id: u64) -> bool {
-        let core = self.core.lock();
-        let change = match space {
-            Space::Blocks => core.block_changes.sealed(id),
-            Space::Nodes => core.node_changes.sealed(id),
-        };
-        match error.kind() {
-            ErrorKind::Corrupt => true,
-            ErrorKind::Device => change.is_none_or(|change| change.delta < 0),
-            _ => false,
-        }
-    }
-
     /// Brings one sealed change into its page.
-    fn merge_one(&self, core: &mut Core, space: Space, id: u64) -> Result<(), Stall> {
-        let (table, change) = match space {
-            Space::Blocks => (Table::BlockCounts, core.block_changes.sealed(id)),
-            Space::Nodes => (Table::NodeCounts, core.node_changes.sealed(id)),
+    fn merge_one(&self, core: &mut Core, space: Space, id: u64, change: Change) -> Result<(), Stall> {
+        let table = match space {
+            Space::Blocks => Table::BlockCounts,
+            Space::Nodes => Table::NodeCounts,
         };
-        let Some(change) = change else { return Ok(()) };
         let before = core.stored_count(table, id)?;
         let mut sum = i64::from(before) + i64::from(change.delta);
         if core.faults.wrap_counts {
@@ -154,6 +145,17 @@ impl Store {
                 return Ok(core.accounted_bytes() < before);
             }
         }
+    }
+}
+
+/// Whether a sealed change that `error` keeps from its page may be left out. A decrement may: what it would have
+/// freed stays. An increment may only where the page is gone for good: on a page that can be read again it would
+/// be missing, and something would be freed too early.
+fn may_be_forgotten(error: &Error, change: Change) -> bool {
+    match error.kind() {
+        ErrorKind::Corrupt => true,
+        ErrorKind::Device => change.delta < 0,
+        _ => false,
     }
 }
 

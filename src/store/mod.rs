@@ -13,6 +13,7 @@ mod checkpoint;
 mod collect;
 mod commit;
 mod core;
+mod fingerprint;
 mod geometry;
 mod io;
 mod log;

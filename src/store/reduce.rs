@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use lz4_flex::block::{CompressTable, compress_into_with_table};
 
-use crate::units::{BLOCK_BYTES, Fingerprint};
+use crate::units::BLOCK_BYTES;
 
 /// What a block is before anything is looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,14 +35,6 @@ pub(crate) fn fill_pattern(block: &mut [u8], word: u32) {
     for chunk in block.as_chunks_mut::<4>().0 {
         *chunk = word.to_le_bytes();
     }
-}
-
-/// 128 bits of BLAKE3 under the array's key: unforgeable, so that equal fingerprints mean equal blocks.
-pub(crate) fn fingerprint(key: &[u8; 32], block: &[u8]) -> Fingerprint {
-    let hash = blake3::keyed_hash(key, block);
-    let mut fingerprint = Fingerprint::default();
-    fingerprint.0.copy_from_slice(&hash.as_bytes()[..16]);
-    fingerprint
 }
 
 /// A block is stored compressed only if that saves at least an eighth.

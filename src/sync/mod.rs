@@ -9,6 +9,7 @@ pub mod seeded;
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -95,13 +96,20 @@ impl<T> DerefMut for MutexGuard<'_, T> {
 }
 
 /// A condition that threads wait for. Waking without cause is allowed: callers wait in a loop.
+///
+/// What is waited for changes under the lock that waiters hold. So whoever notifies after such a change and
+/// finds nobody waiting may leave the system call out: who waits later has seen the change.
 #[derive(Debug, Default)]
-pub struct Condition(std::sync::Condvar);
+pub struct Condition {
+    condvar: std::sync::Condvar,
+    /// Counted up before the lock is let go of.
+    waiting: AtomicUsize,
+}
 
 impl Condition {
     /// A condition that nobody waits for yet.
     pub const fn new() -> Condition {
-        Condition(std::sync::Condvar::new())
+        Condition { condvar: std::sync::Condvar::new(), waiting: AtomicUsize::new(0) }
     }
 
     /// Lets go of the lock, waits to be woken, and takes the lock again.
@@ -111,7 +119,10 @@ impl Condition {
             drop(inner);
             guard.lock.lock_inner()
         } else {
-            self.0.wait(inner).unwrap_or_else(PoisonError::into_inner)
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            let inner = self.condvar.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+            inner
         };
         guard.inner = Some(inner);
         guard
@@ -124,7 +135,10 @@ impl Condition {
             drop(inner);
             guard.lock.lock_inner()
         } else {
-            self.0.wait_timeout(inner, limit).unwrap_or_else(PoisonError::into_inner).0
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            let inner = self.condvar.wait_timeout(inner, limit).unwrap_or_else(PoisonError::into_inner).0;
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+            inner
         };
         guard.inner = Some(inner);
         guard
@@ -132,12 +146,16 @@ impl Condition {
 
     /// Wakes one of those who wait.
     pub fn notify_one(&self) {
-        self.0.notify_one();
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.condvar.notify_one();
+        }
     }
 
     /// Wakes everyone who waits.
     pub fn notify_all(&self) {
-        self.0.notify_all();
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.condvar.notify_all();
+        }
     }
 }
 

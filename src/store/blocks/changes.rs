@@ -3,7 +3,7 @@
 //! Commits, replay and background steps only append here, so that their order does not matter. A
 //! checkpoint seals the buffer and merges the sealed one into the pages, in the order of ids.
 
-use rustc_hash::FxHashMap;
+use super::neighbours::IdMap;
 
 /// The changes of one id, summed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,8 +17,11 @@ pub(crate) struct Change {
 /// Changes of one kind of id.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
-    active: FxHashMap<u64, Change>,
-    sealed: FxHashMap<u64, Change>,
+    active: IdMap<Change>,
+    /// Sealed ones; those below `merged_below` have reached their pages, and are cleared away with the rest.
+    sealed: IdMap<Change>,
+    merged_below: u64,
+    unmerged: usize,
     decremented: usize,
 }
 
@@ -38,18 +41,18 @@ impl Changes {
 
     /// The sum of all changes of an id that its page does not know yet.
     pub(crate) fn pending(&self, id: u64) -> i64 {
-        let delta = |map: &FxHashMap<u64, Change>| map.get(&id).map_or(0, |change| i64::from(change.delta));
-        delta(&self.active) + delta(&self.sealed)
+        let delta = |change: Option<&Change>| change.map_or(0, |change| i64::from(change.delta));
+        delta(self.active.get(&id)) + delta(self.sealed(id))
     }
 
     /// Whether the merge that goes on may find the count of this id to be zero.
     pub(crate) fn may_vanish(&self, id: u64) -> bool {
-        self.sealed.get(&id).is_some_and(|change| change.decremented)
+        self.sealed(id).is_some_and(|change| change.decremented)
     }
 
     /// Ids with changes, sealed or not.
     pub(crate) fn len(&self) -> usize {
-        self.active.len() + self.sealed.len()
+        self.active.len() + self.unmerged
     }
 
     /// Ids with changes that are not sealed.
@@ -59,44 +62,56 @@ impl Changes {
 
     /// Whether a sealed change waits to be merged.
     pub(crate) fn has_sealed(&self) -> bool {
-        !self.sealed.is_empty()
+        self.unmerged > 0
     }
 
     /// Seals what is there; only when nothing sealed is left.
     pub(crate) fn seal(&mut self) {
-        assert!(self.sealed.is_empty(), "the sealed buffer is merged before the next is sealed");
+        assert!(self.unmerged == 0, "the sealed buffer is merged before the next is sealed");
         std::mem::swap(&mut self.active, &mut self.sealed);
+        self.unmerged = self.sealed.len();
+        self.merged_below = 0;
         self.decremented = 0;
     }
 
-    /// The sealed ids, in no order: whoever wants one sorts them outside of the lock.
-    pub(crate) fn sealed_ids(&self) -> Vec<u64> {
-        self.sealed.keys().copied().collect()
+    /// Sealed changes that wait to be merged, in no order: they are merged in the order of ids, and whoever does
+    /// it sorts them outside of the lock.
+    pub(crate) fn unmerged(&self) -> Vec<(u64, Change)> {
+        self.sealed_changes().map(|(id, change)| (*id, *change)).collect()
     }
 
-    /// A sealed change.
-    pub(crate) fn sealed(&self, id: u64) -> Option<Change> {
-        self.sealed.get(&id).copied()
+    fn sealed_changes(&self) -> impl Iterator<Item = (&u64, &Change)> {
+        self.sealed.iter().filter(|(id, _)| **id >= self.merged_below)
     }
 
-    /// Forgets a sealed change that has reached its page.
+    /// A sealed change that waits to be merged.
+    fn sealed(&self, id: u64) -> Option<&Change> {
+        if id < self.merged_below || self.unmerged == 0 { None } else { self.sealed.get(&id) }
+    }
+
+    /// The sealed change of this id has reached its page, like those of all lower ids. A mark says so: taking
+    /// each out of the map would cost a miss of the processor's caches.
     pub(crate) fn merged(&mut self, id: u64) {
-        self.sealed.remove(&id);
-        if self.sealed.is_empty() && self.sealed.capacity() > 1 << 16 {
-            self.sealed.shrink_to(1 << 16);
+        self.merged_below = id + 1;
+        self.unmerged -= 1;
+        if self.unmerged == 0 {
+            self.sealed.clear();
         }
     }
 
     /// Forgets every change of an id, whose count has been made anew; what their sum was.
     pub(crate) fn forget(&mut self, id: u64) -> Option<i64> {
-        let (active, sealed) = (self.active.remove(&id), self.sealed.remove(&id));
+        let waits = self.sealed(id).is_some();
+        let sealed = self.sealed.remove(&id).filter(|_| waits);
+        self.unmerged -= usize::from(waits);
+        let active = self.active.remove(&id);
         let sum = |change: Option<Change>| change.map_or(0, |change| i64::from(change.delta));
         (active.is_some() || sealed.is_some()).then(|| sum(active) + sum(sealed))
     }
 
     /// All changes, sealed and active, for the picture of a checkpoint: `summed` brings them into shape.
     pub(crate) fn all(&self) -> Vec<(u64, i32)> {
-        self.sealed.iter().chain(&self.active).map(|(id, change)| (*id, change.delta)).collect()
+        self.sealed_changes().chain(&self.active).map(|(id, change)| (*id, change.delta)).collect()
     }
 
     /// Puts back what a checkpoint's picture held. Whether a decrement was among the sum is not known any more,
@@ -138,5 +153,11 @@ mod tests {
         assert_eq!(summed(changes.all()), vec![(7, 1), (9, 1)]);
         changes.merged(7);
         assert!(!changes.may_vanish(7) && changes.has_sealed());
+        assert_eq!((changes.pending(7), changes.len()), (1, 2));
+        assert_eq!(summed(changes.all()), vec![(7, 1), (9, 1)]);
+        assert_eq!(changes.forget(9), Some(1));
+        assert!(!changes.has_sealed());
+        changes.seal();
+        assert_eq!(changes.unmerged(), vec![(7, Change { delta: 1, decremented: false })]);
     }
 }

@@ -3,5 +3,6 @@
 pub(crate) mod changes;
 pub(crate) mod ids;
 pub(crate) mod index;
+mod neighbours;
 pub(crate) mod rebuild;
 pub(crate) mod table;

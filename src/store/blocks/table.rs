@@ -35,6 +35,11 @@ impl Core {
         Ok(BlockEntry::at(&self.frame(block_page(block))?.page, block))
     }
 
+    /// The entry of a block whose page happens to be in memory.
+    pub(crate) fn block_entry_in_memory(&self, block: BlockId) -> Option<BlockEntry> {
+        Some(BlockEntry::at(self.cache.peek(block_page(block))?, block))
+    }
+
     /// Sets the entry of a block whose page is in memory, and moves the live bytes with it.
     pub(crate) fn set_block_entry(&mut self, block: BlockId, entry: BlockEntry) {
         let frame = self.cache.change(block_page(block));
