@@ -38,6 +38,12 @@ impl Work {
     pub(super) fn is_large(&self, large: u64) -> bool {
         matches!(self, Work::Request(request, Some(_), _) if request.length >= large)
     }
+
+    /// Whether it is a write that keeps a processor busy, and is answered without waiting for a sync.
+    pub(super) fn reduces(&self) -> bool {
+        matches!(self, Work::Request(request, ..)
+            if request.operation == Operation::Write && !request.has(command_flag::FUA))
+    }
 }
 
 /// A request that is answered once it is durable: a FLUSH, or a write with FUA.

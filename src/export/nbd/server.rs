@@ -208,7 +208,7 @@ impl Server {
         options: ServerOptions,
     ) -> Result<Server> {
         let failed = |error: io::Error| Error::caused(ErrorKind::Busy, "cannot start the NBD server", error);
-        let queue = Arc::new(WorkQueue::default());
+        let queue = Arc::new(WorkQueue::new());
         let watch = Arc::new(Watch::new().map_err(failed)?);
         let shared = Shared {
             budget: RequestBudget::new(options.request_budget),
