@@ -10,7 +10,7 @@ use crate::units::{Lsn, SegmentId};
 
 use super::Store;
 use super::core::Core;
-use super::log::open_log::{Closed, OpenBatch};
+use super::log::open_log::{Closed, OpenBatch, Unwritten};
 
 /// What a writer needs to finish batches.
 struct Finishing {
@@ -132,9 +132,14 @@ impl Store {
             return Ok(up_to);
         }
         core.log.writing = true;
+        let segment_bytes = self.geometry.segment_bytes;
+        let ahead = core.log.zeros_ahead(&work, segment_bytes);
         let mut finishing = Finishing::new(&core);
         drop(core);
-        let outcome = self.write_closed(&work, &mut finishing);
+        let outcome = self.write_closed(&work, &mut finishing).and_then(|()| match ahead {
+            Some(unwritten) => self.write_zeros(unwritten),
+            None => Ok(()),
+        });
         let mut core = self.core.lock();
         core.log.writing = false;
         if let Err(error) = &outcome {
@@ -213,6 +218,16 @@ impl Store {
         Ok(())
     }
 
+    /// Fills what comes next in the log with zeros; nothing of it is handed out before this writer is done.
+    fn write_zeros(&self, unwritten: Unwritten) -> Result<()> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        let len = unwritten.len as usize;
+        let mut slices: Vec<&[u8]> = vec![&ZEROS; len / ZEROS.len()];
+        slices.push(&ZEROS[..len % ZEROS.len()]);
+        // The device is among those to be synced: the batch before the zeros is on it.
+        self.write_segment(unwritten.segment, unwritten.offset, &slices).map(|_| ())
+    }
+
     /// Writes into a segment; the bit of its device.
     pub(crate) fn write_segment(&self, segment: SegmentId, offset: u32, slices: &[&[u8]]) -> Result<u64> {
         let (device, at) = self.place(segment, offset)?;
@@ -229,6 +244,7 @@ impl Store {
         let devices = {
             let mut core = self.core.lock();
             core.log.unsynced_since = None;
+            core.log.sync_begins();
             std::mem::take(&mut core.log.devices_written)
         };
         let before = self.environment.clock.monotonic();

@@ -21,6 +21,21 @@ use super::segments::Allotment;
 /// A batch of this length is closed.
 const BATCH_BYTES: u32 = 1 << 20;
 
+/// Syncs of less than this count as small.
+const SMALL_SYNC_BYTES: u32 = 64 << 10;
+/// How far zeros are written ahead of small syncs.
+const ZEROS_AHEAD_BYTES: u32 = 1 << 20;
+/// Fewer zeros ahead than this are added to.
+const ZEROS_AHEAD_MIN_BYTES: u32 = 16 << 10;
+
+/// A stretch of a log segment that nothing has been written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unwritten {
+    pub(crate) segment: SegmentId,
+    pub(crate) offset: u32,
+    pub(crate) len: u32,
+}
+
 /// A batch whose operations and places are known.
 #[derive(Debug)]
 pub(crate) struct OpenBatch {
@@ -98,6 +113,12 @@ pub(crate) struct OpenLog {
     pub(crate) devices_written: u64,
     /// Most operations of one batch.
     pub(crate) operations_max: u32,
+    /// Bytes handed over since the last sync began.
+    bytes_since_sync: u32,
+    /// The last sync covered little.
+    small_syncs: bool,
+    /// Up to where zeros were written ahead, in which segment.
+    zeros_ahead: (SegmentId, u32),
 }
 
 impl OpenLog {
@@ -128,6 +149,9 @@ impl OpenLog {
             devices_written: 0,
             // Replay makes room between batches: one batch must not dirty more pages than there is room for.
             operations_max: u32::try_from(dirty_limit / 8).unwrap_or(u32::MAX).clamp(2, BATCH_OPERATIONS_MAX),
+            bytes_since_sync: 0,
+            small_syncs: false,
+            zeros_ahead: (SegmentId(0), 0),
         }
     }
 
@@ -176,6 +200,37 @@ impl OpenLog {
     pub(crate) fn take_closed(&mut self) -> VecDeque<Closed> {
         self.close_batch();
         std::mem::take(&mut self.closed)
+    }
+
+    /// A sync of what was handed over begins.
+    pub(crate) fn sync_begins(&mut self) {
+        self.small_syncs = std::mem::take(&mut self.bytes_since_sync) < SMALL_SYNC_BYTES;
+    }
+
+    /// What should be filled with zeros when `work` is written, where syncs are small. A file system that sets room aside
+    /// marks it as never written, and the first sync of each piece must change that mark, too: small syncs then
+    /// write twice. With zeros there it changes once for many of them.
+    pub(crate) fn zeros_ahead(&mut self, work: &[Closed], segment_bytes: u32) -> Option<Unwritten> {
+        let len = |closed: &Closed| match closed {
+            Closed::Header(_, bytes) => u32::try_from(bytes.len()).unwrap_or(u32::MAX),
+            Closed::Batch(batch) => batch.len,
+        };
+        let Some(Closed::Batch(last)) = work.last() else { return None };
+        let end = last.offset + last.len;
+        self.bytes_since_sync = work.iter().map(len).fold(self.bytes_since_sync, u32::saturating_add);
+        if !self.small_syncs {
+            return None;
+        }
+        let begin = match self.zeros_ahead {
+            (segment, to) if segment == last.segment => to.max(end),
+            _ => end,
+        };
+        if begin - end >= ZEROS_AHEAD_MIN_BYTES {
+            return None;
+        }
+        let to = (end + ZEROS_AHEAD_BYTES).next_multiple_of(SYNC_UNIT_BYTES as u32).min(segment_bytes);
+        self.zeros_ahead = (last.segment, to);
+        (to > begin).then_some(Unwritten { segment: last.segment, offset: begin, len: to - begin })
     }
 
     /// Whether anything is to be written.
