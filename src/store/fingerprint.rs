@@ -3,7 +3,7 @@
 //!
 //! A block of 4 KiB is four chunks of BLAKE3, and a processor with wide registers hashes sixteen chunks in the
 //! time of four. So many blocks are hashed side by side: first the first chunk of each, then the second, and
-//! so on, then the parents of their small trees (BLAKE3 paper, sections 2.1 and 5.3).
+//! so on, then the parents of their small trees (BLAKE3 paper, on its tree and on SIMD).
 
 use blake3::IncrementCounter;
 use blake3::platform::{Platform, words_from_le_bytes_32};
@@ -22,7 +22,7 @@ const BLOCKS_MAX: usize = 16;
 /// Fewest blocks for which that is faster than one after the other.
 const BLOCKS_MIN: usize = 8;
 
-/// Domain flags of the compression function (BLAKE3 paper, table 3).
+/// Domain flags of the compression function (BLAKE3 paper).
 mod flag {
     pub(super) const CHUNK_START: u8 = 1 << 0;
     pub(super) const CHUNK_END: u8 = 1 << 1;

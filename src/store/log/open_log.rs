@@ -218,7 +218,8 @@ impl OpenLog {
         let Some(Closed::Batch(last)) = work.last() else { return None };
         let end = last.offset + last.len;
         self.bytes_since_sync = work.iter().map(len).fold(self.bytes_since_sync, u32::saturating_add);
-        if !self.small_syncs {
+        // A burst after quiet times must not be followed by zeros all along.
+        if !self.small_syncs || self.bytes_since_sync >= SMALL_SYNC_BYTES {
             return None;
         }
         let begin = match self.zeros_ahead {
