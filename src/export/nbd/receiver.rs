@@ -89,6 +89,8 @@ pub(super) struct Receiver {
     incoming: Option<Incoming>,
     /// A payload to be thrown away, and the refusal that follows it.
     skipped: Option<Skipped>,
+    /// The last request came with a payload of its own: the next one probably does.
+    payload_expected: bool,
     closed: bool,
     pub(super) group: Group,
     /// Requests in the group before.
@@ -126,6 +128,7 @@ impl Receiver {
             unparsed: !received.is_empty(),
             incoming: None,
             skipped: None,
+            payload_expected: false,
             closed: false,
             group: Group::new(BASE_BYTES),
             last_group: 0,
@@ -280,7 +283,10 @@ impl Connection {
             return received;
         }
         rx.make_room();
-        let received = self.socket.receive(&mut rx.bytes[rx.end..], wait);
+        // What of a large payload comes into this buffer must be copied out of it again.
+        let only_head = rx.payload_expected && rx.start == rx.end;
+        let until = if only_head { self.export.style.request_bytes() } else { rx.bytes.len() };
+        let received = self.socket.receive(&mut rx.bytes[rx.end..until], wait);
         if let Received::Bytes(count) = received {
             rx.end += count;
             if rx.end == rx.bytes.len() {
@@ -353,6 +359,7 @@ impl Connection {
             received: rx.group.received,
         };
         let payload = usize::try_from(payload).expect("admitted payloads are no longer than 32 MiB");
+        rx.payload_expected = payload as u64 >= LARGE_BYTES;
         if payload as u64 >= LARGE_BYTES || head_bytes + payload > rx.bytes.len() {
             return self.begin_payload(rx, request, role);
         }
