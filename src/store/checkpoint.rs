@@ -276,7 +276,7 @@ impl Store {
     pub(crate) fn write_waiting(&self, stream: Stream) -> Result<()> {
         let waiting = self.core.lock().appender(stream).take_waiting();
         for (segment, offset, bytes) in waiting {
-            self.write_segment(segment, offset, &[&bytes])?;
+            self.append_to_segment(segment, offset, &[&bytes])?;
         }
         Ok(())
     }
