@@ -32,6 +32,9 @@ impl Store {
         let mut pinned: Vec<PageKey> = Vec::new();
         let mut rounds = 0;
         let outcome = loop {
+            if caller == Caller::Maintenance {
+                self.core.give_way();
+            }
             let stall = {
                 let mut core = self.core.lock();
                 core.cache.begin_attempt();
