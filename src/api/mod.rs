@@ -19,12 +19,14 @@ use axum::http::Uri;
 use axum::middleware::Next;
 use axum::response::IntoResponse;
 use axum::response::Response;
+use axum::routing::delete;
 use axum::routing::get;
 use axum::routing::post;
 use tokio::sync::Semaphore;
 use tokio::sync::SemaphorePermit;
 
 use crate::api::call::Call;
+use crate::api::mounts::MountControl;
 use crate::api::problem::Problem;
 use crate::api::statistics::Operation;
 use crate::api::statistics::RestStatistics;
@@ -39,6 +41,7 @@ use crate::error::Result;
 use crate::sync::Clock;
 
 mod call;
+pub mod mounts;
 pub mod problem;
 pub mod request;
 pub mod server;
@@ -54,6 +57,7 @@ const TRANSFERS_MAX: usize = 2;
 pub struct Service {
     array: Arc<Array>,
     endpoints: Endpoints,
+    mounts: Option<Arc<dyn MountControl>>,
     clock: Arc<dyn Clock>,
     started: Duration,
     transfers: Semaphore,
@@ -67,7 +71,15 @@ impl Service {
         let started = clock.monotonic();
         let transfers = Semaphore::new(TRANSFERS_MAX);
         let (statistics, in_flight) = (Arc::default(), Arc::default());
-        Service { array, endpoints, clock, started, transfers, statistics, in_flight }
+        let mounts = None;
+        Service { array, endpoints, mounts, clock, started, transfers, statistics, in_flight }
+    }
+
+    /// The same routes, and those of mounts.
+    #[must_use]
+    pub fn with_mounts(mut self, mounts: Arc<dyn MountControl>) -> Service {
+        self.mounts = Some(mounts);
+        self
     }
 
     /// Counters of the requests, which live on.
@@ -116,6 +128,8 @@ pub fn router(service: Arc<Service>, mounted: Router) -> Router {
         .route("/api/v1/volumes/{id}/resize", post(volumes::resize))
         .route("/api/v1/volumes/{id}/write", post(volumes::write))
         .route("/api/v1/volumes/{id}/read", get(volumes::read))
+        .route("/api/v1/mounts", get(mounts::list).post(mounts::create))
+        .route("/api/v1/mounts/{id}", delete(mounts::remove))
         .with_state(service.clone());
     routes
         .merge(mounted)

@@ -10,6 +10,7 @@ use serde_json::Map;
 use serde_json::Value;
 
 use crate::api::problem::Problem;
+use crate::api::types::CreateMount;
 use crate::api::types::CreateVolume;
 use crate::api::types::FieldError;
 use crate::api::types::ResizeVolume;
@@ -93,6 +94,19 @@ pub fn write(body: &[u8]) -> Result<WriteRequest, Problem> {
         (Some(offset), Some(data)) => Ok(WriteRequest { offset, data }),
         _ => Err(Problem::invalid("offset and data are needed")),
     }
+}
+
+/// Reads the body of `POST /mounts`.
+///
+/// # Errors
+/// A 400 that names every wrong field.
+pub fn create_mount(body: &[u8]) -> Result<CreateMount, Problem> {
+    let mut fields = Fields::parse(body)?;
+    let mountpoint = fields.required("mountpoint", text);
+    fields.finish()?;
+    mountpoint
+        .map(|mountpoint| CreateMount { mountpoint })
+        .ok_or_else(|| Problem::invalid("mountpoint is needed"))
 }
 
 /// The members of a JSON object, taken out one by one.

@@ -159,6 +159,12 @@ pub fn volume_path(volume: &str) -> String {
     format!("/api/v1/volumes/{}", encode(volume.as_bytes(), b"-._~"))
 }
 
+/// The path of a mount, by its directory.
+#[must_use]
+pub fn mount_path(mountpoint: &str) -> String {
+    format!("/api/v1/mounts/{}", encode(mountpoint.as_bytes(), b"-._~"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

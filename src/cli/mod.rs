@@ -19,6 +19,7 @@ use crate::daemon::failure::Outcome;
 pub mod check;
 pub mod client;
 pub mod image;
+pub mod mount;
 pub mod output;
 pub mod progress;
 pub mod serve;
@@ -55,6 +56,17 @@ enum Verb {
     Export {
         #[command(flatten)]
         export: transfer::Export,
+    },
+    /// Mount the volumes and snapshots as files
+    Mount {
+        #[command(flatten)]
+        command: mount::MountCommand,
+    },
+    /// Take a mount away, also one that a dead array left behind
+    #[command(visible_alias = "unmount")]
+    Umount {
+        #[command(flatten)]
+        command: mount::UmountCommand,
     },
     /// Show what the array is doing, what is wrong first
     Status {
@@ -126,6 +138,8 @@ fn dispatch(target: &Target, verb: Verb) -> Outcome {
         Verb::Volume { command } => volume::run(&Client::new(&target.url)?, command),
         Verb::Import { import } => transfer::import(&Client::new(&target.url)?, import),
         Verb::Export { export } => transfer::export(&Client::new(&target.url)?, export),
+        Verb::Mount { command } => mount::mount(&Client::new(&target.url)?, command),
+        Verb::Umount { command } => mount::umount(&Client::new(&target.url)?, &command),
         Verb::Status { flags } => status::status(&Client::new(&target.url)?, &flags),
         Verb::Reduction { flags } => status::reduction(&Client::new(&target.url)?, &flags),
         Verb::Check(check) => check::run(check),

@@ -16,7 +16,6 @@
 
 mod budget;
 pub mod client;
-mod clock;
 mod connection;
 mod errors;
 mod execute;
@@ -36,11 +35,12 @@ use std::sync::Arc;
 
 use crate::array::service::BlockService;
 use crate::error::Result;
+use crate::export::clock;
 
 pub use budget::REQUEST_BUDGET_MIN;
 pub use errors::Errno;
 pub use server::{Listener, Server, ServerOptions};
-pub use statistics::{LATENCY_BOUNDS_MICROS, NbdStatistics, Operation, OperationStatistics};
+pub use statistics::{NbdStatistics, Operation};
 
 /// One line of the list of exports.
 #[derive(Clone, Debug, PartialEq, Eq)]
