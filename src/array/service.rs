@@ -41,6 +41,12 @@ pub trait BlockService: Send + Sync {
     /// Whether writing verbs are refused with `ReadOnly`.
     fn read_only(&self) -> bool;
 
+    /// Whether what is served here has been deleted: nothing can succeed any more but `acknowledge` and
+    /// `make_durable`.
+    fn is_deleted(&self) -> bool {
+        false
+    }
+
     /// Fills `buffer`, if that needs no waiting for a device; else `Ok(false)` and an undefined
     /// buffer.
     ///

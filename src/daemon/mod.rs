@@ -138,7 +138,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     };
     let nbd = NbdServer::start(&config, nbd_listener, socket, &array)?;
     let endpoints = endpoints(nbd.endpoints());
-    let service = Service::new(array.clone(), endpoints, environment.clock.clone());
+    let service = Service::new(array.clone(), endpoints, environment.clock.clone(), nbd.disconnector());
     let rest = RestServer::start(rest_listener, service, array.clone(), nbd.statistics())
         .map_err(failed("starting REST"))?;
 

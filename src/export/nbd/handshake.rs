@@ -298,6 +298,7 @@ impl Answer<'_> {
             ErrorKind::NotPrimary | ErrorKind::NoQuorum | ErrorKind::Unreachable => reply::ERR_SHUTDOWN,
             ErrorKind::Exists
             | ErrorKind::Busy
+            | ErrorKind::Changed
             | ErrorKind::NoSpace
             | ErrorKind::Corrupt
             | ErrorKind::Device
