@@ -93,7 +93,7 @@ pub(super) async fn diff(State(service): State<Arc<Service>>, mut call: Call) ->
             };
             let comparison = array.compare(older, &newer)?;
             let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-            let found = comparison.changes(offset, limit)?;
+            let found = comparison.find(offset, limit)?;
             let (from, to) = (comparison.older().id().to_string(), comparison.newer().id().to_string());
             let ranges = found.changes.into_iter().map(view::changed_range).collect();
             Ok(SnapshotDiff { from, to, ranges, next_offset: found.next_offset })

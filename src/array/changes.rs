@@ -17,14 +17,21 @@ use crate::units::Lba;
 
 use super::Array;
 use super::service::BlockService;
+use super::service::ChangeSource;
 use super::service::ExtentKind;
 use super::volume::Volume;
 use super::which::SnapshotWhich;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
-/// Calls of the store that one `changes` makes at most; each looks at a bounded part of both maps.
+/// Calls of the store that one `find` makes at most; each looks at a bounded part of both maps.
 const CALLS_MAX: usize = 1024;
+
+impl ChangeSource for Comparison {
+    fn changes(&self, offset: u64, len: ByteCount, extents_max: usize) -> Result<Vec<ChangedExtent>> {
+        self.extents(offset, len, extents_max)
+    }
+}
 
 /// A stretch that has changed throughout, or not at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,13 +96,7 @@ impl Comparison {
         &self.older
     }
 
-    /// What has changed in the range, as at most `extents_max` stretches (at least one) from `offset` on;
-    /// neighbours differ. They may end before the range does, and never reach past it.
-    ///
-    /// # Errors
-    /// `Invalid` for a range that is empty or reaches past the end of the newer one; `NotFound` where one of
-    /// the two has been deleted; `Device`.
-    pub fn extents(&self, offset: u64, len: ByteCount, extents_max: usize) -> Result<Vec<ChangedExtent>> {
+    fn extents(&self, offset: u64, len: ByteCount, extents_max: usize) -> Result<Vec<ChangedExtent>> {
         let end = offset.checked_add(len.0).filter(|end| *end <= self.newer.size().0 && *end > offset);
         let Some(end) = end else {
             let what = format!("{len} bytes at offset {offset} do not lie within what is compared");
@@ -125,7 +126,7 @@ impl Comparison {
     ///
     /// # Errors
     /// `Invalid` for an offset past the end; `NotFound` where one of the two has been deleted; `Device`.
-    pub fn changes(&self, offset: u64, changes_max: usize) -> Result<Changes> {
+    pub fn find(&self, offset: u64, changes_max: usize) -> Result<Changes> {
         let size = self.newer.size().0;
         if offset > size {
             let what = format!("offset {offset} lies past the end of what is compared ({size} bytes)");

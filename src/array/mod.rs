@@ -60,6 +60,7 @@ pub use info::VolumeInfo;
 pub use info::VolumeState;
 pub use info::VolumeUpdate;
 pub use service::BlockService;
+pub use service::ChangeSource;
 pub use service::Commit;
 pub use service::Extent;
 pub use service::ExtentKind;

@@ -35,6 +35,7 @@ use crate::daemon::config::UnixEndpoint;
 use crate::daemon::failure::ExitStatus;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
+use crate::daemon::history::Recorder;
 use crate::daemon::nbd::NbdServer;
 use crate::daemon::pool::OpenPool;
 use crate::daemon::pool::OtherContent;
@@ -55,6 +56,7 @@ use crate::units::ByteCount;
 mod background;
 pub mod config;
 pub mod failure;
+mod history;
 pub mod keys;
 mod nbd;
 pub mod pool;
@@ -136,6 +138,8 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
         UnixEndpoint::Off => None,
         UnixEndpoint::At(path) => Some(path.clone()),
     };
+    let recorder =
+        Recorder::start(array.clone(), &data_directory).map_err(failed("starting the recorder"))?;
     let nbd = NbdServer::start(&config, nbd_listener, socket, &array)?;
     let endpoints = endpoints(nbd.endpoints());
     let service = Service::new(array.clone(), endpoints, environment.clock.clone(), nbd.disconnector());
@@ -156,6 +160,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     tracing::info!("stopping");
     nbd.stop();
     rest.stop();
+    recorder.stop();
     background.stop();
     if report.is_some_and(|report| !report.damage.is_empty() && !accept_loss) {
         // It took no writes, so there is nothing to close; the next start shall see what this one saw.

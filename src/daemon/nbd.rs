@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use crate::array::Array;
 use crate::array::BlockService;
+use crate::array::ChangeSource;
+use crate::array::SnapshotWhich;
 use crate::daemon::config::Config;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
@@ -117,5 +119,17 @@ impl ExportSource for Volumes {
 
     fn open(&self, name: &str) -> Result<Arc<dyn BlockService>> {
         Ok(self.0.open(name)?)
+    }
+
+    fn snapshots(&self, export: &str) -> Vec<String> {
+        let volume = SnapshotWhich::parse(export).map_or(export, |which| which.volume);
+        let snapshots = self.0.snapshots_of(volume).unwrap_or_default();
+        snapshots.into_iter().map(|info| info.name).collect()
+    }
+
+    fn changes(&self, export: &str, since: &str) -> Result<Arc<dyn ChangeSource>> {
+        let volume = SnapshotWhich::parse(export).map_or(export, |which| which.volume);
+        let older = SnapshotWhich::parse(since).unwrap_or(SnapshotWhich { volume, snapshot: since });
+        Ok(Arc::new(self.0.compare(older, export)?))
     }
 }
