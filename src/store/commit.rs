@@ -333,6 +333,7 @@ impl Store {
         while done < count.0 {
             let left =
                 LoggedOperation::Zero { object, first: first.plus(done), count: BlockCount(count.0 - done) };
+            self.release_before_adding()?;
             let steps = zero_steps(self.geometry.dirty_limit);
             let (lsn, covered) = self.run(Caller::Request, |core| {
                 core.writable()?;

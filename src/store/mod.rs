@@ -31,6 +31,7 @@ mod root;
 mod run;
 mod statistics;
 mod table;
+mod walk;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -52,6 +53,7 @@ pub use self::options::{Commit, CommitSink, Environment, ObjectInfo, OpenReport,
 pub use self::probe::{DeviceContent, probe};
 pub use self::read::{MappedRun, MappingKind};
 pub use self::statistics::StoreStatistics;
+pub use self::walk::{OccupiedWalk, ReclaimWalk, Reclaimable};
 pub use crate::format::objects::OPAQUE_BYTES_MAX;
 pub use crate::format::operation::{CLONES_MAX, CloneRecord};
 

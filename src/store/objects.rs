@@ -50,6 +50,7 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Stopped`.
     pub fn delete_object(&self, object: ObjectNumber) -> Result<Lsn> {
+        self.release_before_adding()?;
         let operation = LoggedOperation::DeleteObject { object };
         self.run(Caller::Request, |core| self.enter_management(core, &operation))
     }
@@ -92,6 +93,7 @@ impl Store {
         size: BlockCount,
         opaque: &[u8],
     ) -> Result<Lsn> {
+        self.release_before_adding()?;
         let operation =
             LoggedOperation::RestoreObject { object: target, source, size, opaque: opaque.to_vec() };
         self.run(Caller::Request, |core| self.enter_management(core, &operation))
