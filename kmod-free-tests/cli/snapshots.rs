@@ -40,6 +40,8 @@ fn a_snapshot_lives() {
 
     assert!(daemon.run(&["export", "v@one", "-"]).stdout == first);
     assert!(daemon.run(&["export", "v", "-"]).stdout == second);
+    let reclaimable = json(&daemon, &["snapshot", "show", "v@one", "--json"])["reclaimable_bytes"].as_u64();
+    assert!(reclaimable.unwrap() >= 4 << 20, "all of it has been overwritten: {reclaimable:?}");
     text(&daemon.run(&["snapshot", "clone", "v@one", "copy"]));
     assert!(daemon.run(&["export", "copy", "-"]).stdout == first);
     text(&daemon.run(&["volume", "clone", "v", "twin"]));

@@ -243,6 +243,71 @@ fn a_restore_replaces_all_and_never_shrinks() {
     assert_eq!(kind(array.restore_snapshot(which("v@small"), &taken)), ErrorKind::Exists);
 }
 
+/// Lets all walks that were asked for come to their end.
+fn measure(array: &Array) {
+    while array.measure_step().unwrap() {}
+}
+
+#[test]
+fn what_deleting_a_snapshot_frees_is_counted_when_asked_for() {
+    let (store, environment) = new_store(9);
+    let array = open(&store, &environment);
+    volume(&array, "v", 1 << 20);
+    let noise = |seed: u8| -> Vec<u8> {
+        let mut state = u64::from(seed) | 1;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as u8
+        };
+        (0..40_960).map(|_| next()).collect()
+    };
+    write(&array, "v", 0, &noise(1));
+    snap(&array, "v", "s");
+    write(&array, "v", 0, &noise(3));
+    let show = || array.snapshot(which("v@s")).unwrap();
+    assert_eq!(show().reclaimable_bytes, None, "nobody has asked");
+    array.request_measurement(show().id);
+    assert_eq!(show().reclaimable_bytes, None, "it is not done yet");
+    measure(&array);
+    let reclaimable = show().reclaimable_bytes.unwrap();
+    assert!(reclaimable.0 >= 40_960, "{reclaimable}");
+
+    store.checkpoint().unwrap();
+    let before = store.statistics().stored_data_bytes;
+    array.delete_snapshot(which("v@s"), false).unwrap();
+    for _ in 0..10 {
+        while store.background_step().unwrap() {}
+        store.checkpoint().unwrap();
+    }
+    assert_eq!(before - store.statistics().stored_data_bytes, 40_960, "ten blocks that do not compress");
+}
+
+#[test]
+fn a_volumes_ratio_is_measured_on_its_own_blocks() {
+    let array = array();
+    volume(&array, "even", 1 << 20);
+    volume(&array, "odd", 1 << 20);
+    write(&array, "even", 0, &b"compresses".repeat(8192)[..65_536]);
+    let mut state = 1u64;
+    let noise: Vec<u8> = (0..65_536)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as u8
+        })
+        .collect();
+    write(&array, "odd", 0, &noise);
+    let (even, odd) = (array.volume("even").unwrap(), array.volume("odd").unwrap());
+    assert!((even.reduction_ratio - odd.reduction_ratio).abs() < 1e-9, "both are taken to be average");
+    assert_eq!((even.reduction_measured_at, odd.reduction_measured_at), (None, None));
+    for info in [&even, &odd] {
+        array.request_measurement(info.id);
+    }
+    measure(&array);
+    let (even, odd) = (array.volume("even").unwrap(), array.volume("odd").unwrap());
+    assert!(even.reduction_ratio > 5.0 && (odd.reduction_ratio - 1.0).abs() < 0.01, "{even:?} {odd:?}");
+    assert!(even.reduction_measured_at.is_some() && odd.reduction_measured_at.is_some());
+}
+
 #[test]
 fn clones_go_their_own_way() {
     let array = array();

@@ -73,7 +73,11 @@ pub(super) async fn show(State(service): State<Arc<Service>>, call: Call) -> Ans
     call.query.finish()?;
     let (volume, snapshot) = (call.which, call.second);
     let info = service
-        .blocking(move |array| array.snapshot(SnapshotWhich { volume: &volume, snapshot: &snapshot }))
+        .blocking(move |array| {
+            let info = array.snapshot(SnapshotWhich { volume: &volume, snapshot: &snapshot })?;
+            array.request_measurement(info.id);
+            Ok(info)
+        })
         .await?;
     Ok(Json(view::snapshot(info)).into_response())
 }

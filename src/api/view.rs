@@ -50,7 +50,8 @@ pub(super) fn volume(info: VolumeInfo) -> Volume {
         updated_at: time(info.updated_at),
         tags: info.tags,
         reduction_ratio: info.reduction_ratio,
-        reduction_is_estimate: true,
+        reduction_is_estimate: info.used_bytes.0 > 0 && info.reduction_measured_at.is_none(),
+        reduction_measured_at: info.reduction_measured_at.map(time),
     }
 }
 
@@ -134,7 +135,10 @@ pub(super) fn status(
             provisioned_bytes: status.provisioned_bytes.0,
             used_bytes: status.used_bytes.0,
         },
-        snapshots: StatusSnapshots { total: status.snapshots, pending_releases: store.pending_releases },
+        snapshots: StatusSnapshots {
+            total: status.snapshots,
+            pending_releases: store.nodes_waiting.saturating_add(store.nodes_let_go),
+        },
         garbage_collection: StatusCollection {
             state: figures::collection_state(store),
             runs: store.collections,

@@ -67,7 +67,13 @@ pub(super) async fn list(State(service): State<Arc<Service>>, mut call: Call) ->
 
 pub(super) async fn show(State(service): State<Arc<Service>>, call: Call) -> Answer {
     call.query.finish()?;
-    let info = service.blocking(move |array| array.volume(&call.which)).await?;
+    let info = service
+        .blocking(move |array| {
+            let info = array.volume(&call.which)?;
+            array.request_measurement(info.id);
+            Ok(info)
+        })
+        .await?;
     Ok(answer(StatusCode::OK, info))
 }
 

@@ -115,6 +115,11 @@ impl Catalog {
         id.and_then(|id| self.volumes.get(&id)).ok_or_else(|| no_volume(which))
     }
 
+    /// The volume or snapshot of this id.
+    pub(super) fn by_id(&self, id: Uuid) -> Option<&Entry> {
+        self.volumes.get(&id).or_else(|| self.snapshots.get(&id))
+    }
+
     /// The volumes that `which` may mean where snapshots are asked for: by id just that one; by name the
     /// living one first, then those that are gone, the newest first. None of them is without snapshots
     /// unless it lives.

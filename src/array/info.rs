@@ -76,9 +76,11 @@ pub struct VolumeInfo {
     pub updated_at: Duration,
     /// Free text by key.
     pub tags: BTreeMap<String, String>,
-    /// `used_bytes` over the bytes that they occupy; 1.0 while the volume holds nothing. An
-    /// estimate: the volume's blocks are taken to be reduced as those of the whole pool.
+    /// `used_bytes` over the bytes that they occupy; 1.0 while the volume holds nothing. Where it was not
+    /// measured, the volume's blocks are taken to be reduced as those of the whole pool.
     pub reduction_ratio: f64,
+    /// When the ratio was measured on the volume's own blocks; since 1970-01-01 00:00:00 UTC.
+    pub reduction_measured_at: Option<Duration>,
     /// Another one after every change by a management verb.
     pub version: Version,
     /// What clients asked of it.

@@ -21,7 +21,6 @@ use crate::format::catalog::RecordKind;
 use crate::store::Environment;
 use crate::store::Store;
 use crate::sync::Mutex;
-use crate::units::BlockCount;
 use crate::units::ByteCount;
 use crate::units::Lsn;
 use crate::units::Uuid;
@@ -31,6 +30,7 @@ mod changes;
 mod clones;
 mod history;
 mod info;
+mod measure;
 mod range_lock;
 pub mod rules;
 pub mod service;
@@ -73,6 +73,7 @@ pub use which::Which;
 
 use catalog::Catalog;
 use catalog::Entry;
+use measure::Measurements;
 use status::volume_ratio;
 
 /// What the configuration says about the array.
@@ -92,6 +93,7 @@ pub struct Array {
     /// What was found damaged, one line each; bounded.
     damage: Mutex<Vec<String>>,
     history: Mutex<History>,
+    measurements: Mutex<Measurements>,
 }
 
 impl Array {
@@ -110,6 +112,7 @@ impl Array {
             catalog: Mutex::new(catalog),
             damage: Mutex::new(Vec::new()),
             history: Mutex::new(History::default()),
+            measurements: Mutex::new(Measurements::default()),
         };
         array.note_damage(damage);
         Ok(Arc::new(array))
@@ -283,6 +286,8 @@ impl Array {
         self.check_unused(entry, force)?;
         catalog.remove(entry.record.id);
         entry.shared.set_deleted(true);
+        drop(catalog);
+        self.forget_measurement(entry.record.id);
         Ok(())
     }
 
@@ -319,7 +324,8 @@ impl Array {
 
     fn describe(&self, entry: &Entry, ratio: f64) -> VolumeInfo {
         let Entry { record, version, shared } = entry;
-        let mapped = self.store.object_mapped(shared.number()).unwrap_or(BlockCount(0));
+        let mapped = self.mapped_blocks(entry);
+        let measured = self.measured_ratio(entry);
         VolumeInfo {
             id: record.id,
             name: record.name.clone(),
@@ -330,7 +336,12 @@ impl Array {
             created_at: Duration::from_millis(record.created_ms),
             updated_at: Duration::from_millis(record.updated_ms),
             tags: record.tags.clone(),
-            reduction_ratio: if mapped.0 == 0 { 1.0 } else { ratio },
+            reduction_ratio: match measured {
+                _ if mapped.0 == 0 => 1.0,
+                Some((measured, _)) => measured,
+                None => ratio,
+            },
+            reduction_measured_at: measured.map(|(_, at_ms)| Duration::from_millis(at_ms)),
             version: *version,
             counters: shared.counters(),
         }

@@ -246,7 +246,7 @@ impl Array {
             description: record.description.clone(),
             created_at: Duration::from_millis(record.created_ms),
             tags: record.tags.clone(),
-            reclaimable_bytes: None,
+            reclaimable_bytes: self.reclaimable(entry),
         }
     }
 }

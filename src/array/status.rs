@@ -13,7 +13,7 @@ use super::info::Problem;
 const DAMAGE_LINES_MAX: usize = 100;
 
 /// Bytes that one mapped block takes in a volume's map: the least that it can occupy.
-const MAPPING_BYTES: u64 = 8;
+pub(super) const MAPPING_BYTES: u64 = 8;
 
 impl Array {
     /// The array at one moment: all that the store counts is read at once.

@@ -1,5 +1,7 @@
 //! `sinter snapshot`.
 
+use std::time::Duration;
+
 use clap::Args;
 use clap::Subcommand;
 
@@ -27,6 +29,12 @@ use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
 use crate::daemon::uri::encode;
 use crate::error::ErrorKind;
+use crate::sync::Condition;
+use crate::sync::Mutex;
+
+/// How often it is looked whether what a snapshot holds alone has been counted, and how many times.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+const LOOKS_MAX: u32 = 15;
 
 /// What can be done with snapshots.
 #[derive(Debug, Subcommand)]
@@ -227,7 +235,7 @@ pub fn run(client: &Client, command: SnapshotCommand) -> Outcome {
         SnapshotCommand::Create(create) => take(client, create),
         SnapshotCommand::List(arguments) => list(client, &arguments),
         SnapshotCommand::Show(arguments) => {
-            let answer = client.get_text(&arguments.snapshot.path()).map_err(with_hint)?;
+            let answer = measured(client, &arguments.snapshot)?;
             if arguments.json {
                 return output::data(answer + "\n");
             }
@@ -246,6 +254,20 @@ pub fn run(client: &Client, command: SnapshotCommand) -> Outcome {
             let force = if arguments.force { "?force=true" } else { "" };
             client.delete(&format!("{}{force}", arguments.snapshot.path())).map_err(with_hint)
         }
+    }
+}
+
+/// The snapshot with what deleting it would free, where that is known soon.
+fn measured(client: &Client, snapshot: &SnapshotName) -> Outcome<String> {
+    let (still, pause) = (Mutex::new(()), Condition::new());
+    let mut looks = 0;
+    loop {
+        let answer = client.get_text(&snapshot.path()).map_err(with_hint)?;
+        looks += 1;
+        if looks == LOOKS_MAX || parse::<Snapshot>(&answer)?.reclaimable_bytes.is_some() {
+            return Ok(answer);
+        }
+        drop(pause.wait_for(still.lock(), LOOK_INTERVAL));
     }
 }
 

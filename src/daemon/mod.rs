@@ -36,6 +36,7 @@ use crate::daemon::failure::ExitStatus;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
 use crate::daemon::history::Recorder;
+use crate::daemon::measure::Measuring;
 use crate::daemon::nbd::NbdServer;
 use crate::daemon::pool::OpenPool;
 use crate::daemon::pool::OtherContent;
@@ -58,6 +59,7 @@ pub mod config;
 pub mod failure;
 mod history;
 pub mod keys;
+mod measure;
 mod nbd;
 pub mod pool;
 pub mod quantity;
@@ -140,6 +142,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     };
     let recorder =
         Recorder::start(array.clone(), &data_directory).map_err(failed("starting the recorder"))?;
+    let measuring = Measuring::start(array.clone()).map_err(failed("starting the measuring thread"))?;
     let nbd = NbdServer::start(&config, nbd_listener, socket, &array)?;
     let endpoints = endpoints(nbd.endpoints());
     let service = Service::new(array.clone(), endpoints, environment.clock.clone(), nbd.disconnector());
@@ -160,6 +163,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     tracing::info!("stopping");
     nbd.stop();
     rest.stop();
+    measuring.stop();
     recorder.stop();
     background.stop();
     if report.is_some_and(|report| !report.damage.is_empty() && !accept_loss) {

@@ -87,8 +87,6 @@ pub struct StoreStatistics {
     pub erases_variance: f64,
     /// Whether there are fewer free segments than collection keeps.
     pub collecting: bool,
-    /// Map nodes of what was deleted or overwritten that are still to be taken apart, as far as they are known.
-    pub pending_releases: u64,
     /// Checkpoints made.
     pub checkpoints: u64,
     /// Time they took since the store was opened.
@@ -180,7 +178,6 @@ impl Store {
             erases_avg,
             erases_variance: core.segments.wear_variance(),
             collecting: core.segments.free() < self.free_segments_wanted(),
-            pending_releases: (core.release_queue.len() + core.node_changes.let_go_of()) as u64,
             checkpoints: counters.checkpoints,
             checkpoint_nanoseconds: self.figures.checkpoint_nanoseconds.load(Ordering::Relaxed),
             log_syncs: self.figures.log_syncs.load(Ordering::Relaxed),

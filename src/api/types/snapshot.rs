@@ -25,7 +25,8 @@ pub struct Snapshot {
     pub size_bytes: u64,
     /// What clients had written and not trimmed.
     pub used_bytes: u64,
-    /// Stored bytes that would come free if it alone were deleted; `null` until they have been counted.
+    /// Stored bytes that would come free if it alone were deleted; `null` until they have been
+    /// counted, which looking at the snapshot asks for.
     pub reclaimable_bytes: Option<u64>,
     /// Whether a client is connected.
     pub state: VolumeState,

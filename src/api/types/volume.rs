@@ -42,6 +42,8 @@ pub struct Volume {
     /// Whether `reduction_ratio` is an estimate from the pool's average rather than measured on the
     /// volume's own blocks.
     pub reduction_is_estimate: bool,
+    /// When it was measured; `null` where it was not. Looking at the volume asks for it.
+    pub reduction_measured_at: Option<String>,
 }
 
 /// `GET /api/v1/volumes`.
