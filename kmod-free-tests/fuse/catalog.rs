@@ -92,7 +92,8 @@ impl TestCatalog {
         let snapshots = self.snapshots.lock().unwrap();
         let snapshot = snapshots.iter().find(|each| matches(each)).ok_or_else(|| not_found("snapshot"))?;
         let info = self.volume_info(&snapshot.shows)?;
-        Ok(FileInfo { id: FileId::Snapshot(snapshot.id), name: snapshot.name.clone(), ..info })
+        let id = FileId::Snapshot { of: Uuid::default(), id: snapshot.id };
+        Ok(FileInfo { id, name: snapshot.name.clone(), ..info })
     }
 }
 
@@ -132,14 +133,14 @@ impl Catalog for TestCatalog {
     fn file(&self, id: FileId) -> Result<FileInfo> {
         match id {
             FileId::Volume(id) => self.volume_info(&id.to_string()),
-            FileId::Snapshot(id) => self.find_snapshot(|each| each.id == id),
+            FileId::Snapshot { id, .. } => self.find_snapshot(|each| each.id == id),
         }
     }
 
     fn open(&self, id: FileId) -> Result<Arc<dyn BlockService>> {
         let (which, read_only) = match id {
             FileId::Volume(id) => (id.to_string(), false),
-            FileId::Snapshot(id) => {
+            FileId::Snapshot { id, .. } => {
                 self.find_snapshot(|each| each.id == id)?;
                 (id.to_string(), true)
             }

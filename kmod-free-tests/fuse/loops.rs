@@ -87,6 +87,52 @@ fn ext4_on_a_volume_survives_load_without_the_loop_devices_own_cache() {
 }
 
 #[test]
+fn a_snapshot_of_a_live_ext4_shows_its_files_as_of_that_moment() {
+    if !has_loop("ext4") {
+        return;
+    }
+    let scratch = Scratch::new();
+    let point = MountPoint::new(scratch.join("mount"));
+    let (inner, then) = (MountPoint::new(scratch.join("inner")), MountPoint::new(scratch.join("then")));
+    let daemon = Daemon::start(scratch.path(), &["--volume", "disk:64MiB", "--fuse", point.text()]);
+    let snapshots = || std::fs::read_dir(point.join("snapshots")).unwrap().count();
+    assert_eq!(snapshots(), 0);
+    let device = Loop::attach(&point.join("volumes/disk"), &[]);
+    run("mkfs.ext4", &["-q", device.device()]);
+    mount(&device, &inner);
+    let mut load = FileLoad::new(&inner.join("load"), seed());
+    load.run(steps(300));
+    std::fs::write(inner.join("diary"), "monday").unwrap();
+    run("sync", &["--file-system", inner.text()]);
+    let taken = daemon.run(&["snapshot", "create", "disk@monday"]);
+    assert!(taken.status.success(), "{taken:?}");
+
+    std::fs::write(inner.join("diary"), "tuesday").unwrap();
+    std::fs::remove_dir_all(inner.join("load")).unwrap();
+    run("sync", &["--file-system", inner.text()]);
+    assert_eq!(snapshots(), 1);
+    let file = point.join("snapshots/disk/monday");
+    std::fs::OpenOptions::new().write(true).open(&file).unwrap_err();
+    let picture = Loop::attach(&file, &["--read-only"]);
+    // Without replaying the journal, which nothing can be written to; `sync` has left nothing in it to replay.
+    run("mount", &["-o", "ro,noload", picture.device(), then.text()]);
+    assert_eq!(std::fs::read_to_string(then.join("diary")).unwrap(), "monday");
+    assert_eq!(std::fs::read_to_string(inner.join("diary")).unwrap(), "tuesday");
+    load.verify(&then.join("load"));
+
+    let refused = daemon.run(&["snapshot", "delete", "disk@monday", "--yes"]);
+    assert_eq!(refused.status.code(), Some(11), "it is mounted: {refused:?}");
+    run("umount", &[then.text()]);
+    picture.detach();
+    let deleted = daemon.run(&["snapshot", "delete", "disk@monday", "--yes"]);
+    assert!(deleted.status.success(), "{deleted:?}");
+    assert!(!file.exists() && snapshots() == 0);
+    run("umount", &[inner.text()]);
+    device.detach();
+    assert!(daemon.terminate().success());
+}
+
+#[test]
 fn xfs_on_a_volume_survives_load_and_fstrim() {
     survives("xfs", &["mkfs.xfs", "-q"], &["xfs_repair", "-n"], &[]);
 }

@@ -11,6 +11,7 @@ use axum::response::Response;
 
 use crate::api::Service;
 use crate::api::call::Call;
+use crate::api::call::MANAGEMENT_BODY_MAX;
 use crate::api::problem::Problem;
 use crate::api::request;
 use crate::api::types::Mount;
@@ -18,9 +19,6 @@ use crate::api::types::MountList;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
-
-/// Largest body of a request: a path.
-const BODY_MAX: usize = 64 << 10;
 
 /// Who mounts. Its verbs may wait.
 pub trait MountControl: Send + Sync {
@@ -63,7 +61,7 @@ pub(super) async fn list(State(service): State<Arc<Service>>, call: Call) -> Ans
 }
 
 pub(super) async fn create(State(service): State<Arc<Service>>, call: Call) -> Answer {
-    let asked = request::create_mount(&call.json(BODY_MAX).await?)?;
+    let asked = request::create_mount(&call.json(MANAGEMENT_BODY_MAX).await?)?;
     if !Path::new(&asked.mountpoint).is_absolute() {
         return Err(Problem::field("mountpoint", "mountpoint must be an absolute path"));
     }

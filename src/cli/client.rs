@@ -165,6 +165,12 @@ pub fn mount_path(mountpoint: &str) -> String {
     format!("/api/v1/mounts/{}", encode(mountpoint.as_bytes(), b"-._~"))
 }
 
+/// The path of a snapshot, by names or ids.
+#[must_use]
+pub fn snapshot_path(volume: &str, snapshot: &str) -> String {
+    format!("{}/snapshots/{}", volume_path(volume), encode(snapshot.as_bytes(), b"-._~"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -37,6 +37,8 @@ use crate::daemon::config::UnixEndpoint;
 use crate::daemon::failure::ExitStatus;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
+use crate::daemon::history::Recorder;
+use crate::daemon::measure::Measuring;
 use crate::daemon::mounts::Mounts;
 use crate::daemon::nbd::NbdServer;
 use crate::daemon::pool::OpenPool;
@@ -58,7 +60,9 @@ use crate::units::ByteCount;
 mod background;
 pub mod config;
 pub mod failure;
+mod history;
 pub mod keys;
+mod measure;
 mod mounts;
 mod nbd;
 pub mod pool;
@@ -142,11 +146,14 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
         UnixEndpoint::Off => None,
         UnixEndpoint::At(path) => Some(path.clone()),
     };
+    let recorder =
+        Recorder::start(array.clone(), &data_directory).map_err(failed("starting the recorder"))?;
+    let measuring = Measuring::start(array.clone()).map_err(failed("starting the measuring thread"))?;
     let nbd = NbdServer::start(&config, nbd_listener, socket, &array)?;
     let mounts = Mounts::start(&array, environment.clock.clone(), config.fuse_mountpoint.as_deref())?;
     let endpoints = endpoints(nbd.endpoints());
-    let service =
-        Service::new(array.clone(), endpoints, environment.clock.clone()).with_mounts(mounts.clone());
+    let service = Service::new(array.clone(), endpoints, environment.clock.clone(), nbd.disconnector())
+        .with_mounts(mounts.clone());
     let rest =
         RestServer::start(rest_listener, service, array.clone(), nbd.statistics(), mounts.statistics())
             .map_err(failed("starting REST"))?;
@@ -167,6 +174,8 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     mounts.stop();
     nbd.stop();
     rest.stop();
+    measuring.stop();
+    recorder.stop();
     background.stop();
     if report.is_some_and(|report| !report.damage.is_empty() && !accept_loss) {
         // It took no writes, so there is nothing to close; the next start shall see what this one saw.

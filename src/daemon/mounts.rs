@@ -1,6 +1,7 @@
 //! The FUSE mounts over the array's volumes: making them, taking them away, and those that a daemon
 //! which died has left behind.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,8 @@ use crate::api::types;
 use crate::api::types::MountState;
 use crate::array::Array;
 use crate::array::BlockService;
+use crate::array::SnapshotInfo;
+use crate::array::SnapshotWhich;
 use crate::array::VolumeInfo;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
@@ -27,6 +30,7 @@ use crate::export::fuse::host;
 use crate::sync::Clock;
 use crate::sync::Mutex;
 use crate::units::ByteCount;
+use crate::units::Uuid;
 
 /// How long whoever has files open gets to close them when the daemon stops.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
@@ -205,70 +209,97 @@ impl MountControl for Mounts {
     }
 }
 
-/// The array's volumes as files.
+/// The array's volumes and snapshots as files.
 struct Files(Arc<Array>);
 
-impl Files {
-    fn info(volume: VolumeInfo) -> FileInfo {
-        let counters = volume.counters;
-        FileInfo {
-            id: FileId::Volume(volume.id),
-            name: volume.name,
-            size: volume.size_bytes,
-            used: volume.used_bytes,
-            // Each write raises the first; what zeroes or trims without writing lowers the second.
-            stamp: counters.write_ops.wrapping_mul(1 << 40).wrapping_add(volume.used_bytes.0),
-            created: volume.created_at,
-            updated: volume.updated_at,
-        }
+fn volume_info(volume: VolumeInfo) -> FileInfo {
+    let counters = volume.counters;
+    FileInfo {
+        id: FileId::Volume(volume.id),
+        name: volume.name,
+        size: volume.size_bytes,
+        used: volume.used_bytes,
+        // Each write raises the first; what zeroes or trims without writing lowers the second.
+        stamp: counters.write_ops.wrapping_mul(1 << 40).wrapping_add(volume.used_bytes.0),
+        created: volume.created_at,
+        updated: volume.updated_at,
     }
 }
 
-fn no_snapshot(name: &str) -> Error {
-    Error::new(ErrorKind::NotFound, format!("Snapshot {name} not found"))
+fn snapshot_info(snapshot: SnapshotInfo) -> FileInfo {
+    FileInfo {
+        id: FileId::Snapshot { of: snapshot.volume_id, id: snapshot.id },
+        name: snapshot.name,
+        size: snapshot.size_bytes,
+        used: snapshot.used_bytes,
+        stamp: 0,
+        created: snapshot.created_at,
+        updated: snapshot.created_at,
+    }
 }
 
-/// The array has no snapshots yet: their directory is empty.
+fn no_such_name(name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no file of the name {name}"))
+}
+
+/// Only of a name: the array also takes ids, which are no names of files.
+fn is_id(name: &str) -> bool {
+    Uuid::parse(name).is_some()
+}
+
 impl Catalog for Files {
     fn volumes(&self) -> Vec<FileInfo> {
-        self.0.volumes().into_iter().map(Files::info).collect()
+        self.0.volumes().into_iter().map(volume_info).collect()
     }
 
     fn volume(&self, name: &str) -> Result<FileInfo> {
-        let info = self.0.volume(name)?;
-        if info.name == name {
-            return Ok(Files::info(info));
+        if is_id(name) {
+            return Err(no_such_name(name));
         }
-        Err(Error::new(ErrorKind::NotFound, format!("there is no volume of the name {name}")))
+        Ok(volume_info(self.0.volume(name)?))
     }
 
     fn volumes_with_snapshots(&self) -> Vec<String> {
-        Vec::new()
+        let names: BTreeSet<String> = self.0.snapshots().into_iter().map(|info| info.volume_name).collect();
+        names.into_iter().collect()
     }
 
-    fn has_snapshots(&self, _volume: &str) -> bool {
-        false
+    fn has_snapshots(&self, volume: &str) -> bool {
+        !self.snapshots(volume).is_empty()
     }
 
-    fn snapshots(&self, _volume: &str) -> Vec<FileInfo> {
-        Vec::new()
+    fn snapshots(&self, volume: &str) -> Vec<FileInfo> {
+        if is_id(volume) {
+            return Vec::new();
+        }
+        let snapshots = self.0.snapshots_of(volume).unwrap_or_default();
+        snapshots.into_iter().map(snapshot_info).collect()
     }
 
-    fn snapshot(&self, _volume: &str, name: &str) -> Result<FileInfo> {
-        Err(no_snapshot(name))
+    fn snapshot(&self, volume: &str, name: &str) -> Result<FileInfo> {
+        if is_id(volume) || is_id(name) {
+            return Err(no_such_name(name));
+        }
+        Ok(snapshot_info(self.0.snapshot(SnapshotWhich { volume, snapshot: name })?))
     }
 
     fn file(&self, id: FileId) -> Result<FileInfo> {
         match id {
-            FileId::Volume(id) => Ok(Files::info(self.0.volume(&id.to_string())?)),
-            FileId::Snapshot(id) => Err(no_snapshot(&id.to_string())),
+            FileId::Volume(id) => Ok(volume_info(self.0.volume(&id.to_string())?)),
+            FileId::Snapshot { of, id } => {
+                let (volume, snapshot) = (&*of.to_string(), &*id.to_string());
+                Ok(snapshot_info(self.0.snapshot(SnapshotWhich { volume, snapshot })?))
+            }
         }
     }
 
     fn open(&self, id: FileId) -> Result<Arc<dyn BlockService>> {
         match id {
             FileId::Volume(id) => Ok(self.0.open_volume(&id.to_string())?),
-            FileId::Snapshot(id) => Err(no_snapshot(&id.to_string())),
+            FileId::Snapshot { of, id } => {
+                let (volume, snapshot) = (&*of.to_string(), &*id.to_string());
+                Ok(self.0.open_snapshot(SnapshotWhich { volume, snapshot })?)
+            }
         }
     }
 

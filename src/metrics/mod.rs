@@ -81,6 +81,12 @@ pub static METRICS: &[Metric] = &[
         read: |from, to| to.count(&[], from.status.volumes),
     },
     Metric {
+        name: "sinter_snapshots",
+        kind: Kind::Gauge,
+        help: "Snapshots, also of volumes that are gone.",
+        read: |from, to| to.count(&[], from.status.snapshots),
+    },
+    Metric {
         name: "sinter_request_duration_seconds",
         kind: Kind::Histogram,
         help: "Time from a request to its answer.",
@@ -315,6 +321,7 @@ mod tests {
             problems: Vec::new(),
             store: StoreStatistics { capacity_bytes: 1 << 30, ..StoreStatistics::default() },
             volumes: 0,
+            snapshots: 0,
             provisioned_bytes: ByteCount(0),
             used_bytes: ByteCount(0),
             reduction_ratio: 1.0,

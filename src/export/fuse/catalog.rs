@@ -14,7 +14,12 @@ pub enum FileId {
     /// A volume: to be read and written.
     Volume(Uuid),
     /// A snapshot: to be read.
-    Snapshot(Uuid),
+    Snapshot {
+        /// The volume that it was taken of, which may be gone.
+        of: Uuid,
+        /// The snapshot itself.
+        id: Uuid,
+    },
 }
 
 /// A volume or snapshot as a file.

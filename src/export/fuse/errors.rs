@@ -14,6 +14,7 @@ pub fn errno_of(kind: ErrorKind) -> Errno {
         ErrorKind::NotFound => Errno::STALE,
         ErrorKind::Exists => Errno::EXIST,
         ErrorKind::Busy => Errno::BUSY,
+        ErrorKind::Changed => Errno::AGAIN,
         ErrorKind::NoSpace => Errno::NOSPC,
         // What the kernel's own file systems say of a checksum that does not fit.
         ErrorKind::Corrupt => Errno::BADMSG,

@@ -177,7 +177,7 @@ impl FileSystem {
         match self.object(inode)? {
             Object::File(_) if attributes.size == size => Ok(attributes),
             Object::File(FileId::Volume(_)) => Err(Errno::PERM),
-            Object::File(FileId::Snapshot(_)) => Err(Errno::ROFS),
+            Object::File(FileId::Snapshot { .. }) => Err(Errno::ROFS),
             _ => Err(Errno::ISDIR),
         }
     }
@@ -186,7 +186,7 @@ impl FileSystem {
     #[must_use]
     pub fn refusal(&self, inode: Inode) -> Errno {
         match self.inodes.object(inode) {
-            Some(Object::Snapshots | Object::SnapshotsOf(_) | Object::File(FileId::Snapshot(_))) => {
+            Some(Object::Snapshots | Object::SnapshotsOf(_) | Object::File(FileId::Snapshot { .. })) => {
                 Errno::ROFS
             }
             Some(Object::Root | Object::Volumes | Object::File(FileId::Volume(_))) => Errno::PERM,
@@ -317,7 +317,7 @@ impl FileSystem {
     fn file_attributes(&self, info: &FileInfo) -> Attributes {
         let (modified, mode) = match info.id {
             FileId::Volume(_) => (self.last_change(info).max(info.updated), 0o600),
-            FileId::Snapshot(_) => (info.created, 0o400),
+            FileId::Snapshot { .. } => (info.created, 0o400),
         };
         Attributes {
             inode: Object::File(info.id).usual_inode(),

@@ -47,7 +47,7 @@ impl Object {
             Object::Volumes => return Inode::VOLUMES,
             Object::Snapshots => return Inode::SNAPSHOTS,
             Object::File(FileId::Volume(id)) => (1, id.head()),
-            Object::File(FileId::Snapshot(id)) => (2, id.head()),
+            Object::File(FileId::Snapshot { id, .. }) => (2, id.head()),
             Object::SnapshotsOf(volume) => (3, xxh3_64(volume.as_bytes())),
         };
         Inode((kind << ID_BITS) | (id >> (u64::BITS - ID_BITS)))
@@ -159,7 +159,7 @@ mod tests {
             assert_eq!(inodes.object(*number), Some(volume(last)));
         }
         assert_eq!(inodes.len(), 20);
-        let snapshot = Object::File(FileId::Snapshot(Uuid([7; 16])));
+        let snapshot = Object::File(FileId::Snapshot { of: Uuid([1; 16]), id: Uuid([7; 16]) });
         assert_ne!(snapshot.usual_inode(), volume(7).usual_inode());
         assert_ne!(
             Object::SnapshotsOf("a".to_owned()).usual_inode(),
