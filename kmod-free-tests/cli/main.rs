@@ -6,6 +6,7 @@
 #[path = "../common/daemon.rs"]
 mod daemon;
 mod refused;
+mod snapshots;
 
 use std::process::Output;
 use std::process::Stdio;
@@ -56,6 +57,10 @@ fn every_help_lists_the_exit_statuses() {
         &["serve", "--help"],
         &["volume", "--help"],
         &["volume", "create", "--help"],
+        &["snapshot", "--help"],
+        &["snapshot", "restore", "--help"],
+        &["flash", "--help"],
+        &["wait", "--help"],
         &["import", "--help"],
         &["export", "--help"],
         &["status", "--help"],

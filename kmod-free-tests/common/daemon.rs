@@ -146,6 +146,11 @@ impl Daemon {
         self.child.wait().unwrap();
     }
 
+    /// Waits for a daemon that has been asked to stop.
+    pub(crate) fn wait(mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+
     /// Asks the daemon to stop, and waits for it.
     pub(crate) fn terminate(mut self) -> ExitStatus {
         let pid = self.child.id().to_string();

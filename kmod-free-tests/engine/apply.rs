@@ -8,7 +8,8 @@ use sinter::device::faulty::{FaultPlan, FaultyDisk};
 use sinter::error::ErrorKind;
 use sinter::format::batch::{LoggedOperation, MappingRecord};
 use sinter::store::{
-    Applied, Commit, CommitSink, Shipment, ShippedMapping, ShippedOperation, ShippedPayload, Store,
+    Applied, CloneRequest, Commit, CommitSink, Shipment, ShippedMapping, ShippedOperation, ShippedPayload,
+    Store,
 };
 use sinter::sync::seeded::SeededNumbers;
 use sinter::units::{BlockCount, ByteCount, Epoch, Fingerprint, Lba, Lsn};
@@ -68,6 +69,10 @@ impl CommitSink for Shipper {
                 ShippedOperation::UpdateObject { object, size, opaque }
             }
             LoggedOperation::DeleteObject { object } => ShippedOperation::DeleteObject { object },
+            LoggedOperation::CloneObjects { clones } => ShippedOperation::CloneObjects { clones },
+            LoggedOperation::RestoreObject { object, source, size, opaque } => {
+                ShippedOperation::RestoreObject { object, source, size, opaque }
+            }
             LoggedOperation::Moved { .. } => panic!("collection is no operation"),
         };
         let shipment = Shipment { epoch: commit.epoch, lsn: commit.lsn, operation };
@@ -143,7 +148,21 @@ fn step(store: &Store, numbers: &mut SeededNumbers) {
     match numbers.below(40) {
         0 => drop(store.delete_object(number).unwrap()),
         1 => drop(store.update_object(number, BlockCount(size + numbers.below(600)), b"larger").unwrap()),
-        2..7 => drop(store.zero(number, Lba(first), BlockCount(1 + numbers.below(size - first))).unwrap()),
+        2 => {
+            let other = objects[numbers.index(objects.len())].number;
+            let request = |source| CloneRequest { source, opaque: b"clone" };
+            if objects.len() < 9 {
+                store.clone_objects(&[request(number), request(other)]).unwrap();
+            }
+        }
+        3 => {
+            let other = &objects[numbers.index(objects.len())];
+            if other.number != number {
+                let size = other.size.max(object.size);
+                store.restore_object(number, other.number, size, b"restored").unwrap();
+            }
+        }
+        4..7 => drop(store.zero(number, Lba(first), BlockCount(1 + numbers.below(size - first))).unwrap()),
         7..10 => drop(store.background_step().unwrap()),
         10 => store.checkpoint().unwrap(),
         _ => {

@@ -7,6 +7,7 @@ mod index;
 #[path = "../common/pool.rs"]
 mod pool;
 mod repair;
+mod snapshots;
 
 use sinter::store::{CheckReport, Store};
 use sinter::sync::seeded::mix;

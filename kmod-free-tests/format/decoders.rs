@@ -7,6 +7,7 @@ use proptest::sample::Index;
 use sinter::format::batch::{Batch, BatchHeader, LoggedOperation, MappingRecord};
 use sinter::format::checksum;
 use sinter::format::objects::{SegmentEntry, decode_slot, encode_slot};
+use sinter::format::operation::{CLONES_MAX, CloneRecord};
 use sinter::format::page::{
     BlockEntry, Mapping, PAGE_BYTES, PageHeader, PagePointer, decode_page, encode_padding, encode_page,
 };
@@ -111,6 +112,18 @@ fn operation() -> impl Strategy<Value = LoggedOperation> {
             LoggedOperation::UpdateObject { object, size: BlockCount(size), opaque }
         }),
         Just(LoggedOperation::DeleteObject { object }),
+        vec((any::<u64>(), any::<u64>(), vec(any::<u8>(), 0..200)), 0..=CLONES_MAX).prop_map(|clones| {
+            let clone = |(object, source, opaque)| CloneRecord {
+                object: ObjectNumber(object),
+                source: ObjectNumber(source),
+                opaque,
+            };
+            LoggedOperation::CloneObjects { clones: clones.into_iter().map(clone).collect() }
+        }),
+        (any::<u64>(), any::<u64>(), vec(any::<u8>(), 0..600)).prop_map(move |(source, size, opaque)| {
+            let (source, size) = (ObjectNumber(source), BlockCount(size));
+            LoggedOperation::RestoreObject { object, source, size, opaque }
+        }),
         vec((0u64..1 << 48, 0u16..=4096, any::<u64>()), 0..20).prop_map(|blocks| LoggedOperation::Moved {
             blocks: blocks.into_iter().map(|(block, len, sum)| (BlockId(block), len, sum)).collect()
         }),
@@ -243,6 +256,12 @@ fn lengths_that_nothing_can_hold_are_refused() {
     let mut slot = encode_slot(Some(&samples::object_slot()));
     slot[34..36].copy_from_slice(&u16::MAX.to_le_bytes());
     assert!(decode_slot(&slot).is_none());
+    let clones = |count| {
+        let record = CloneRecord { object: ObjectNumber(8), source: ObjectNumber(7), opaque: Vec::new() };
+        samples::batch(&[LoggedOperation::CloneObjects { clones: vec![record; count] }])
+    };
+    assert!(Batch::decode(&clones(CLONES_MAX), true).is_some());
+    assert!(Batch::decode(&clones(CLONES_MAX + 1), true).is_none());
     let mut superblock = samples::superblock().encode();
     superblock[10..12].copy_from_slice(&65u16.to_le_bytes());
     sign(0, &mut superblock);

@@ -5,6 +5,7 @@ use sinter::format::batch::{
 };
 use sinter::format::location::SEGMENTS_MAX;
 use sinter::format::objects::{OBJECTS_MAX, OPAQUE_BYTES_MAX, encode_slot};
+use sinter::format::operation::CLONES_MAX;
 use sinter::format::page::{
     BLOCK_ENTRY_BYTES, NODE_ENTRIES, PAGE_BYTES, PAGE_HEADER_BYTES, PAGE_POINTER_BYTES, PageFacts, PageKey,
     SEGMENT_ENTRY_BYTES, Table, encode_page,
@@ -135,6 +136,7 @@ fn constants() {
         NODE_ENTRIES as u64,
         OBJECTS_MAX as u64,
         OPAQUE_BYTES_MAX as u64,
+        CLONES_MAX as u64,
     ];
     let stated_values: Vec<u64> = stated.iter().map(|(_, value)| *value).collect();
     assert_eq!(stated_values, real, "{stated:?}");
@@ -263,7 +265,16 @@ fn frame_and_operations() {
     }
     let (_, table) = DOCUMENT.split_once("| --- | --- | --- | --- |\n| 1 | write").unwrap();
     assert!(table.starts_with(" | mappings"));
-    let names = ["write", "zero", "create object", "update object", "delete object", "moved"];
+    let names = [
+        "write",
+        "zero",
+        "create object",
+        "update object",
+        "delete object",
+        "moved",
+        "clone objects",
+        "restore object",
+    ];
     for (operation, name) in samples::operations().iter().zip(names) {
         let kind = operation.encode(4096)[8];
         assert!(DOCUMENT.contains(&format!("| {kind} | {name} |")), "{name} is not kind {kind}");

@@ -52,7 +52,7 @@ fn long_structures_by_their_checksums() {
         ("superblock".to_owned(), samples::superblock().encode()),
         ("checkpoint root".to_owned(), samples::checkpoint_root().encode()),
         ("object slot".to_owned(), encode_slot(Some(&samples::object_slot())).to_vec()),
-        ("batch".to_owned(), samples::batch(&samples::operations())),
+        ("batch".to_owned(), samples::batch(&samples::operations()[..6])),
     ];
     for (index, operation) in samples::operations().iter().enumerate() {
         structures.push((format!("operation {}", index + 1), operation.encode(64)));
@@ -85,8 +85,11 @@ fn everything_reads_back() {
     let (facts, page) = decode_page(&stored, samples::page_key(), &pointer, samples::POOL).unwrap();
     assert_eq!((facts, *page), (samples::page_facts(), [7; PAGE_BYTES]));
     let operations = samples::operations();
-    let bytes = samples::batch(&operations[..5]);
-    let batch = Batch::decode(&bytes, true).unwrap();
-    let back: Vec<_> = batch.frames().map(|frame| frame.unwrap().operation).collect();
-    assert_eq!(back, operations[..5]);
+    // The payload of the one that was moved is not what its checksum says.
+    for part in [&operations[..5], &operations[6..]] {
+        let bytes = samples::batch(part);
+        let batch = Batch::decode(&bytes, true).unwrap();
+        let back: Vec<_> = batch.frames().map(|frame| frame.unwrap().operation).collect();
+        assert_eq!(back, part);
+    }
 }

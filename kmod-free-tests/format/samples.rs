@@ -3,6 +3,7 @@
 use sinter::format::batch::{BatchHeader, BatchKind, LoggedOperation, MappingRecord};
 use sinter::format::location::Location;
 use sinter::format::objects::{ObjectSlot, SegmentEntry};
+use sinter::format::operation::CloneRecord;
 use sinter::format::page::{BlockEntry, PAGE_BYTES, PageFacts, PageKey, PagePointer, Table, encode_page};
 use sinter::format::root::{CheckpointRoot, PendingChange, SegmentChange, TableRoot};
 use sinter::format::segment::{SegmentHeader, SegmentKind};
@@ -92,6 +93,18 @@ pub(crate) fn operations() -> Vec<LoggedOperation> {
         LoggedOperation::UpdateObject { object, size: BlockCount(5120), opaque: b"other".to_vec() },
         LoggedOperation::DeleteObject { object },
         LoggedOperation::Moved { blocks: vec![(BlockId(500), 20, 0x99)] },
+        LoggedOperation::CloneObjects {
+            clones: vec![
+                CloneRecord { object: ObjectNumber(8), source: object, opaque: b"snapshot".to_vec() },
+                CloneRecord { object: ObjectNumber(9), source: ObjectNumber(6), opaque: b"another".to_vec() },
+            ],
+        },
+        LoggedOperation::RestoreObject {
+            object,
+            source: ObjectNumber(8),
+            size: BlockCount(5120),
+            opaque: b"again".to_vec(),
+        },
     ]
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use sinter::format::batch::LoggedOperation;
-use sinter::store::{Commit, CommitSink};
+use sinter::store::{CloneRecord, Commit, CommitSink};
 use sinter::sync::seeded::mix;
 use sinter::units::BLOCK_BYTES;
 
@@ -50,11 +50,39 @@ pub(crate) type State = BTreeMap<u64, Volume>;
 /// One committed operation.
 #[derive(Clone, Debug)]
 pub(crate) enum Effect {
-    Write { object: u64, first: u64, contents: Vec<Content> },
-    Zero { object: u64, first: u64, count: u64 },
-    Create { object: u64, size: u64, opaque: Vec<u8> },
-    Update { object: u64, size: u64, opaque: Vec<u8> },
-    Delete { object: u64 },
+    Write {
+        object: u64,
+        first: u64,
+        contents: Vec<Content>,
+    },
+    Zero {
+        object: u64,
+        first: u64,
+        count: u64,
+    },
+    Create {
+        object: u64,
+        size: u64,
+        opaque: Vec<u8>,
+    },
+    Update {
+        object: u64,
+        size: u64,
+        opaque: Vec<u8>,
+    },
+    Delete {
+        object: u64,
+    },
+    /// Of each: the new one, its source, its opaque bytes.
+    Clone {
+        clones: Vec<(u64, u64, Vec<u8>)>,
+    },
+    Restore {
+        object: u64,
+        source: u64,
+        size: u64,
+        opaque: Vec<u8>,
+    },
 }
 
 impl Effect {
@@ -89,6 +117,16 @@ impl Effect {
             }
             Effect::Delete { object } => {
                 state.remove(object);
+            }
+            Effect::Clone { clones } => {
+                for (object, source, opaque) in clones {
+                    let volume = Volume { opaque: opaque.clone(), ..state[source].clone() };
+                    state.insert(*object, volume);
+                }
+            }
+            Effect::Restore { object, source, size, opaque } => {
+                let blocks = state[source].blocks.clone();
+                state.insert(*object, Volume { size: *size, opaque: opaque.clone(), blocks });
             }
         }
     }
@@ -163,6 +201,13 @@ impl CommitSink for Recorder {
                 Effect::Update { object: object.0, size: size.0, opaque: opaque.clone() }
             }
             LoggedOperation::DeleteObject { object } => Effect::Delete { object: object.0 },
+            LoggedOperation::CloneObjects { clones } => {
+                let clone = |clone: &CloneRecord| (clone.object.0, clone.source.0, clone.opaque.clone());
+                Effect::Clone { clones: clones.iter().map(clone).collect() }
+            }
+            LoggedOperation::RestoreObject { object, source, size, opaque } => {
+                Effect::Restore { object: object.0, source: source.0, size: size.0, opaque: opaque.clone() }
+            }
             LoggedOperation::Moved { .. } => panic!("collection is no operation"),
         };
         let mut history = self.history.lock().unwrap();

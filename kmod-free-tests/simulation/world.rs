@@ -7,7 +7,7 @@ use std::time::Duration;
 use sinter::device::Device;
 use sinter::device::faulty::{FaultPlan, FaultyDisk};
 use sinter::error::{Error, ErrorKind};
-use sinter::store::{Environment, OpenReport, PlantedFaults, Store, StoreOptions};
+use sinter::store::{CloneRequest, Environment, ObjectInfo, OpenReport, PlantedFaults, Store, StoreOptions};
 use sinter::sync::baton::{Simulated, run_threads};
 use sinter::sync::seeded::SeededNumbers;
 use sinter::sync::{Clock, RandomSource};
@@ -353,15 +353,25 @@ impl<'a> Client<'a> {
                 }
                 self.finish(self.store.update_object(object.number, size, &opaque), true)
             }
-            (4..14, Some(object)) => {
+            (4..7, Some(_)) if objects.len() < 9 => self.snapshot(&objects, numbers),
+            // Clones would soon be all there is.
+            (4..7, Some(object)) => self.finish(self.store.delete_object(object.number), false),
+            (7, Some(object)) => {
+                let source = &objects[numbers.index(objects.len())];
+                let size = object.size.max(source.size);
+                let opaque = vec![8; numbers.index(100)];
+                let restored = self.store.restore_object(object.number, source.number, size, &opaque);
+                self.finish(restored, true)
+            }
+            (8..16, Some(object)) => {
                 let first = numbers.below(object.size.0);
                 let longest = object.size.0 - first;
                 let count = if numbers.chance(1, 3) { longest } else { 1 + numbers.below(longest.min(700)) };
                 let zeroed = self.store.zero(object.number, Lba(first), BlockCount(count));
                 self.finish(zeroed, numbers.chance(1, 8))
             }
-            (14..20, _) => self.flush(),
-            (20..24, _) => {
+            (16..21, _) => self.flush(),
+            (21..25, _) => {
                 let last = self.store.last_lsn();
                 let outcome = self.store.write_out(last);
                 if outcome.is_ok() {
@@ -391,6 +401,17 @@ impl<'a> Client<'a> {
         let size = BlockCount(1 + numbers.below(3000));
         let opaque = vec![self.name as u8; numbers.index(200)];
         self.finish(self.store.create_object(size, &opaque).map(|(_, lsn)| lsn), true)
+    }
+
+    /// One moment of some volumes, a volume twice now and then.
+    fn snapshot(&self, objects: &[ObjectInfo], numbers: &mut SeededNumbers) -> Result<(), Error> {
+        let count = if numbers.chance(2, 3) { 1 } else { 1 + numbers.index(3) };
+        let opaque = vec![self.name as u8 + 100; numbers.index(200)];
+        let requests: Vec<CloneRequest<'_>> = (0..count)
+            .map(|_| CloneRequest { source: objects[numbers.index(objects.len())].number, opaque: &opaque })
+            .collect();
+        let cloned = self.store.clone_objects(&requests).map(|(_, lsn)| lsn);
+        self.finish(cloned, numbers.chance(1, 2))
     }
 
     fn write(&self, object: ObjectNumber, size: u64, numbers: &mut SeededNumbers) -> Result<(), Error> {

@@ -13,18 +13,24 @@ use super::info::Problem;
 const DAMAGE_LINES_MAX: usize = 100;
 
 /// Bytes that one mapped block takes in a volume's map: the least that it can occupy.
-const MAPPING_BYTES: u64 = 8;
+pub(super) const MAPPING_BYTES: u64 = 8;
 
 impl Array {
     /// The array at one moment: all that the store counts is read at once.
     #[must_use]
     pub fn status(&self) -> ArrayStatus {
-        let (volumes, provisioned) = {
+        let (volumes, provisioned, snapshots, in_snapshots) = {
             let catalog = self.catalog.lock();
-            let sizes = catalog.entries().map(|entry| entry.record.size.0);
-            sizes.fold((0u64, 0u64), |(count, sum), size| (count + 1, sum.saturating_add(size)))
+            let sizes = catalog.volumes().map(|entry| entry.record.size.0);
+            let (volumes, provisioned) =
+                sizes.fold((0u64, 0u64), |(count, sum), size| (count + 1, sum.saturating_add(size)));
+            let mapped = catalog.snapshots().map(|entry| self.mapped_blocks(entry).0);
+            let (snapshots, in_snapshots) =
+                mapped.fold((0u64, 0u64), |(n, sum), blocks| (n + 1, sum + blocks));
+            (volumes, provisioned, snapshots, in_snapshots)
         };
         let store = self.store.statistics();
+        let used = BlockCount(store.mapped_blocks.saturating_sub(in_snapshots));
         let mut problems = store_problems(&store);
         problems.extend(self.damage.lock().iter().map(|line| Problem {
             what: line.clone(),
@@ -35,9 +41,10 @@ impl Array {
             health: if problems.is_empty() { Health::Healthy } else { Health::Degraded },
             problems,
             volumes,
+            snapshots,
             provisioned_bytes: ByteCount(provisioned),
-            used_bytes: BlockCount(store.mapped_blocks).bytes(),
-            reduction_ratio: reduction_ratio(&store),
+            used_bytes: used.bytes(),
+            reduction_ratio: reduction_ratio(used, &store),
             reduction_ratio_with_thin_provisioning: ratio(provisioned, &store),
             store,
         }
@@ -69,9 +76,20 @@ fn store_problems(store: &StoreStatistics) -> Vec<Problem> {
     problems
 }
 
-/// The bytes of all mapped blocks over the bytes that they occupy; 1.0 where there are none.
-pub(super) fn reduction_ratio(store: &StoreStatistics) -> f64 {
-    ratio(BlockCount(store.mapped_blocks).bytes().0, store)
+/// The bytes that the pool's contents stand for over the bytes that they occupy; 1.0 where there are none.
+/// `used` is what volumes hold. Blocks that only snapshots hold count, too, and what volumes and snapshots
+/// share counts once, so that taking a snapshot is no reduction.
+pub(super) fn reduction_ratio(used: BlockCount, store: &StoreStatistics) -> f64 {
+    ratio(used.max(BlockCount(store.referenced_blocks)).bytes().0, store)
+}
+
+/// The ratio that a volume's blocks are taken to have: stored blocks with all that refers to them, over the
+/// bytes that they occupy. Where the pool holds nothing but patterns, theirs.
+pub(super) fn volume_ratio(store: &StoreStatistics) -> f64 {
+    match store.referenced_blocks {
+        0 => ratio(BlockCount(store.mapped_blocks).bytes().0, store),
+        referenced => ratio(BlockCount(referenced).bytes().0, store),
+    }
 }
 
 /// `bytes` over the bytes that all mapped blocks occupy; 1.0 where there are none. A repeated pattern
@@ -107,19 +125,31 @@ mod tests {
 
     #[test]
     fn ratios_are_finite_and_one_where_nothing_is_stored() {
-        assert!(near(reduction_ratio(&store(0, 0)), 1.0));
-        assert!(near(reduction_ratio(&store(0, 4096)), 1.0), "nothing refers to it any more");
-        assert!(near(reduction_ratio(&store(10, 40_960)), 1.0));
-        assert!(near(reduction_ratio(&store(10, 10_240)), 4.0));
-        assert!(near(reduction_ratio(&store(10, 0)), 512.0), "patterns alone take their mappings");
-        assert!(reduction_ratio(&store(u64::MAX / 4096, 0)).is_finite());
+        let of = |store: StoreStatistics| reduction_ratio(BlockCount(store.mapped_blocks), &store);
+        assert!(near(of(store(0, 0)), 1.0));
+        assert!(near(of(store(0, 4096)), 1.0), "nothing refers to it any more");
+        assert!(near(of(store(10, 40_960)), 1.0));
+        assert!(near(of(store(10, 10_240)), 4.0));
+        assert!(near(of(store(10, 0)), 512.0), "patterns alone take their mappings");
+        assert!(of(store(u64::MAX / 4096, 0)).is_finite());
     }
 
     #[test]
     fn thin_provisioning_is_no_reduction() {
         let store = store(10, 20_480);
-        assert!(near(reduction_ratio(&store), 2.0));
+        assert!(near(reduction_ratio(BlockCount(10), &store), 2.0));
         assert!(near(ratio(40_960_000, &store), 2000.0));
+    }
+
+    #[test]
+    fn snapshots_are_no_reduction() {
+        let before = StoreStatistics { referenced_blocks: 10, ..store(10, 20_480) };
+        let after = StoreStatistics { mapped_blocks: 20, ..before.clone() };
+        let used = BlockCount(10);
+        assert!(near(reduction_ratio(used, &before), reduction_ratio(used, &after)));
+        let overwritten = StoreStatistics { referenced_blocks: 20, stored_data_bytes: 40_960, ..after };
+        assert!(near(reduction_ratio(used, &overwritten), 2.0), "what only the snapshot holds counts");
+        assert!(near(volume_ratio(&overwritten), 2.0));
     }
 
     #[test]

@@ -159,6 +159,18 @@ pub fn volume_path(volume: &str) -> String {
     format!("/api/v1/volumes/{}", encode(volume.as_bytes(), b"-._~"))
 }
 
+/// The path of a mount, by its directory.
+#[must_use]
+pub fn mount_path(mountpoint: &str) -> String {
+    format!("/api/v1/mounts/{}", encode(mountpoint.as_bytes(), b"-._~"))
+}
+
+/// The path of a snapshot, by names or ids.
+#[must_use]
+pub fn snapshot_path(volume: &str, snapshot: &str) -> String {
+    format!("{}/snapshots/{}", volume_path(volume), encode(snapshot.as_bytes(), b"-._~"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -51,6 +51,9 @@ pub struct Serve {
     /// Unix socket of NBD, or none [default: nbd.sock in the data directory]
     #[arg(long, value_name = "PATH")]
     nbd_unix: Option<String>,
+    /// Mount the volumes as files on this empty directory
+    #[arg(long, value_name = "DIR")]
+    fuse: Option<String>,
     /// Serve addresses that are not loopback, to everyone who reaches them
     #[arg(long)]
     insecure_open: bool,
@@ -75,7 +78,12 @@ pub fn run(serve: Serve) -> Outcome {
     if !serve.devices.is_empty() {
         flags.push(("pool.devices", Given::List(serve.devices)));
     }
-    for (key, value) in [("api.listen", serve.api), ("nbd.listen", serve.nbd), ("nbd.unix", serve.nbd_unix)] {
+    for (key, value) in [
+        ("api.listen", serve.api),
+        ("nbd.listen", serve.nbd),
+        ("nbd.unix", serve.nbd_unix),
+        ("fuse.mountpoint", serve.fuse),
+    ] {
         flags.extend(value.map(|value| (key, Given::One(value))));
     }
     let config = Config::load(file.as_deref(), environment, flags)?;
@@ -114,6 +122,9 @@ fn announcement(serving: &Serving) -> String {
     let _ = writeln!(text, "  REST  {url}");
     for endpoint in &serving.nbd {
         let _ = writeln!(text, "  NBD   {}", endpoint.uri(""));
+    }
+    if let Some(point) = &serving.fuse {
+        let _ = writeln!(text, "  FUSE  {}", shell_word(&point.join("volumes").display().to_string()));
     }
     for volume in serving.volumes.iter().take(VOLUMES_SHOWN) {
         for endpoint in &serving.nbd {

@@ -1,9 +1,11 @@
-//! `sinter status` and `sinter reduction`.
+//! `sinter status`, `sinter reduction` and `sinter flash`.
 
 use std::fmt::Write as _;
 
 use clap::Args;
 
+use crate::api::types::CollectionState;
+use crate::api::types::FlashMetrics;
 use crate::api::types::HealthState;
 use crate::api::types::ReductionMetrics;
 use crate::api::types::Status;
@@ -28,6 +30,14 @@ pub struct StatusFlags {
 /// `sinter reduction`.
 #[derive(Debug, Args)]
 pub struct ReductionFlags {
+    /// What REST returns, as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `sinter flash`.
+#[derive(Debug, Args)]
+pub struct FlashFlags {
     /// What REST returns, as JSON
     #[arg(long)]
     json: bool,
@@ -84,6 +94,12 @@ fn describe(status: &Status, text: &mut String) {
         size(volumes.provisioned_bytes),
         size(volumes.used_bytes)
     );
+    let snapshots = &status.snapshots;
+    let _ = write!(text, "snapshots   {}", snapshots.total);
+    let _ = match snapshots.pending_releases {
+        0 => writeln!(text),
+        left => writeln!(text, ", {left} map nodes to take apart until deleted space is back"),
+    };
     let reduction = &status.reduction;
     let _ = writeln!(
         text,
@@ -95,7 +111,8 @@ fn describe(status: &Status, text: &mut String) {
     let collection = &status.garbage_collection;
     let _ = writeln!(
         text,
-        "collection  {} runs, {} segments won back, {} moved",
+        "collection  {}, {} runs, {} segments won back, {} moved",
+        collection_state(collection.state),
         collection.runs,
         collection.reclaimed_segments,
         size(collection.moved_bytes)
@@ -107,6 +124,55 @@ fn describe(status: &Status, text: &mut String) {
     }
     let next = if volumes.total == 0 { "sinter volume create NAME SIZE" } else { "sinter volume list" };
     let _ = writeln!(text, "next        {next}");
+}
+
+fn collection_state(state: CollectionState) -> &'static str {
+    match state {
+        CollectionState::Idle => "idle",
+        CollectionState::Running => "running",
+        CollectionState::Stopped => "stopped",
+    }
+}
+
+/// Runs `sinter flash`.
+///
+/// # Errors
+/// What the array answered.
+pub fn flash(client: &Client, flags: &FlashFlags) -> Outcome {
+    let answer = client.get_text("/api/v1/metrics/flash")?;
+    if flags.json {
+        return output::data(answer + "\n");
+    }
+    let metrics: FlashMetrics = parse(&answer)?;
+    let size = |bytes: u64| round_size(ByteCount(bytes));
+    let mut text = String::new();
+    let capacity = &metrics.capacity;
+    let _ = writeln!(
+        text,
+        "capacity    {} used of {} ({:.1} %), {} free",
+        size(capacity.used_bytes),
+        size(capacity.total_bytes),
+        100.0 * capacity.utilization,
+        size(capacity.free_bytes)
+    );
+    let health = &metrics.health;
+    let _ = writeln!(
+        text,
+        "health      {:.2} %, {:.2} erases on average, {} at most",
+        health.health_percentage, health.avg_erase_count, health.max_erase_count
+    );
+    let wear = &metrics.wear_leveling;
+    let _ =
+        writeln!(text, "wear        variance {:.2}, {} blocks moved", wear.wear_variance, wear.blocks_moved);
+    let collection = &metrics.garbage_collection;
+    let _ = writeln!(
+        text,
+        "collection  {}, {} runs, {} segments won back",
+        collection_state(collection.state),
+        collection.gc_runs,
+        collection.blocks_reclaimed
+    );
+    output::data(text)
 }
 
 /// Runs `sinter reduction`.

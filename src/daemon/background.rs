@@ -30,22 +30,22 @@ pub(super) struct Background {
 
 /// Says when it is time to stop, and wakes those who wait.
 #[derive(Default)]
-struct Stop {
+pub(super) struct Stop {
     stopped: Mutex<bool>,
     changed: Condition,
 }
 
 impl Stop {
-    fn is_set(&self) -> bool {
+    pub(super) fn is_set(&self) -> bool {
         *self.stopped.lock()
     }
 
-    fn set(&self) {
+    pub(super) fn set(&self) {
         *self.stopped.lock() = true;
         self.changed.notify_all();
     }
 
-    fn wait(&self, limit: Duration) {
+    pub(super) fn wait(&self, limit: Duration) {
         let stopped = self.stopped.lock();
         if !*stopped {
             drop(self.changed.wait_for(stopped, limit));

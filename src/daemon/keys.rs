@@ -197,6 +197,25 @@ pub static KEYS: &[Key] = &[
         ..TEXT
     },
     Key {
+        name: "fuse.mountpoint",
+        flag: Some("--fuse"),
+        default: "none",
+        help: "empty directory in which the volumes are mounted as files, or none",
+        set: |config, given| {
+            config.fuse_mountpoint = match one(given)? {
+                "none" => None,
+                "" => return Err("the path is empty".to_owned()),
+                path => Some(PathBuf::from(path)),
+            };
+            Ok(())
+        },
+        show: |config| {
+            let path = config.fuse_mountpoint.as_ref();
+            Given::One(path.map_or_else(|| "none".to_owned(), |path| path.display().to_string()))
+        },
+        ..TEXT
+    },
+    Key {
         name: "memory.metadata",
         default: "256MiB",
         help: "memory for cached metadata, at least 1MiB",
@@ -357,6 +376,7 @@ mod tests {
             segment_size: Some(ByteCount(8 << 20)),
             nbd_listen: None,
             nbd_unix: UnixEndpoint::At(PathBuf::from("/run/n.sock")),
+            fuse_mountpoint: Some(PathBuf::from("/mnt/volumes of mine")),
             rated_cycles: 7,
             ..Config::default()
         };

@@ -8,10 +8,12 @@
 //! 4. devices are opened, locked and looked at, and the pool is opened or made;
 //! 5. the array reads its catalog, and missing `--volume`s are made;
 //! 6. the background threads start;
-//! 7. the Unix socket is bound (the pool's lock says that it is ours), NBD serves, then REST;
+//! 7. the Unix socket is bound (the pool's lock says that it is ours), NBD serves; mounts that a daemon of
+//!    this pool has left behind are taken away, and `fuse.mountpoint` is mounted; then REST serves;
 //! 8. what is served is announced.
 //!
-//! Stop, on SIGTERM or SIGINT: NBD and REST stop accepting, finish the requests they have and close;
+//! Stop, on SIGTERM or SIGINT: mounts are taken away, and whoever has a file open in one gets some time to
+//! close it; NBD and REST stop accepting, finish the requests they have and close;
 //! the background threads stop; a checkpoint makes everything durable; the devices are closed. A
 //! second signal ends the process at once, which loses nothing that was acknowledged.
 
@@ -35,6 +37,9 @@ use crate::daemon::config::UnixEndpoint;
 use crate::daemon::failure::ExitStatus;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
+use crate::daemon::history::Recorder;
+use crate::daemon::measure::Measuring;
+use crate::daemon::mounts::Mounts;
 use crate::daemon::nbd::NbdServer;
 use crate::daemon::pool::OpenPool;
 use crate::daemon::pool::OtherContent;
@@ -55,7 +60,10 @@ use crate::units::ByteCount;
 mod background;
 pub mod config;
 pub mod failure;
+mod history;
 pub mod keys;
+mod measure;
+mod mounts;
 mod nbd;
 pub mod pool;
 pub mod quantity;
@@ -95,6 +103,8 @@ pub struct Serving {
     pub rest: SocketAddr,
     /// Where NBD is.
     pub nbd: Vec<NbdEndpoint>,
+    /// Where the volumes are mounted as files.
+    pub fuse: Option<PathBuf>,
     /// The volumes' names.
     pub volumes: Vec<String>,
 }
@@ -136,11 +146,17 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
         UnixEndpoint::Off => None,
         UnixEndpoint::At(path) => Some(path.clone()),
     };
+    let recorder =
+        Recorder::start(array.clone(), &data_directory).map_err(failed("starting the recorder"))?;
+    let measuring = Measuring::start(array.clone()).map_err(failed("starting the measuring thread"))?;
     let nbd = NbdServer::start(&config, nbd_listener, socket, &array)?;
+    let mounts = Mounts::start(&array, environment.clock.clone(), config.fuse_mountpoint.as_deref())?;
     let endpoints = endpoints(nbd.endpoints());
-    let service = Service::new(array.clone(), endpoints, environment.clock.clone());
-    let rest = RestServer::start(rest_listener, service, array.clone(), nbd.statistics())
-        .map_err(failed("starting REST"))?;
+    let service = Service::new(array.clone(), endpoints, environment.clock.clone(), nbd.disconnector())
+        .with_mounts(mounts.clone());
+    let rest =
+        RestServer::start(rest_listener, service, array.clone(), nbd.statistics(), mounts.statistics())
+            .map_err(failed("starting REST"))?;
 
     announce(&Serving {
         name: config.array_name,
@@ -149,13 +165,17 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
         capacity: ByteCount(store.statistics().capacity_bytes),
         rest: rest_address,
         nbd: nbd.endpoints().to_vec(),
+        fuse: config.fuse_mountpoint,
         volumes: array.volumes().into_iter().map(|volume| volume.name).collect(),
     });
     wait_for_signal(&mut signals);
     exit_at_next_signal(signals);
     tracing::info!("stopping");
+    mounts.stop();
     nbd.stop();
     rest.stop();
+    measuring.stop();
+    recorder.stop();
     background.stop();
     if report.is_some_and(|report| !report.damage.is_empty() && !accept_loss) {
         // It took no writes, so there is nothing to close; the next start shall see what this one saw.

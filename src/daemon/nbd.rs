@@ -1,11 +1,14 @@
 //! The NBD server over the array's volumes.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::array::Array;
 use crate::array::BlockService;
+use crate::array::ChangeSource;
+use crate::array::SnapshotWhich;
 use crate::daemon::config::Config;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
@@ -72,6 +75,11 @@ impl NbdServer {
         self.server.statistics()
     }
 
+    /// Lets clients go whose volume or snapshot has been deleted, whenever it is called.
+    pub(super) fn disconnector(&self) -> impl Fn() + Send + Sync + use<> {
+        self.server.disconnector()
+    }
+
     /// Stops accepting, lets requests in flight finish, and closes all connections.
     pub(super) fn stop(self) {
         if !self.server.stop(DRAIN_MAX) {
@@ -93,19 +101,35 @@ pub(super) fn listen(address: std::net::SocketAddr) -> Outcome<Listener> {
     })
 }
 
-/// The array's volumes as exports.
+/// The array's volumes as exports, and its snapshots as read-only ones.
 struct Volumes(Arc<Array>);
 
 impl ExportSource for Volumes {
     fn list(&self) -> Vec<ExportEntry> {
-        let volumes = self.0.volumes();
-        volumes
-            .into_iter()
-            .map(|info| ExportEntry { name: info.name, description: info.description })
-            .collect()
+        let volumes = self.0.volumes().into_iter();
+        let volumes = volumes.map(|info| ExportEntry { name: info.name, description: info.description });
+        let snapshots = self.0.snapshots().into_iter().map(|info| ExportEntry {
+            name: format!("{}@{}", info.volume_name, info.name),
+            description: info.description,
+        });
+        // Where two volumes of one name are gone, only the newest one's snapshot is meant by a name.
+        let mut names = BTreeSet::new();
+        volumes.chain(snapshots).filter(|entry| names.insert(entry.name.clone())).collect()
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn BlockService>> {
-        Ok(self.0.open_volume(name)?)
+        Ok(self.0.open(name)?)
+    }
+
+    fn snapshots(&self, export: &str) -> Vec<String> {
+        let volume = SnapshotWhich::parse(export).map_or(export, |which| which.volume);
+        let snapshots = self.0.snapshots_of(volume).unwrap_or_default();
+        snapshots.into_iter().map(|info| info.name).collect()
+    }
+
+    fn changes(&self, export: &str, since: &str) -> Result<Arc<dyn ChangeSource>> {
+        let volume = SnapshotWhich::parse(export).map_or(export, |which| which.volume);
+        let older = SnapshotWhich::parse(since).unwrap_or(SnapshotWhich { volume, snapshot: since });
+        Ok(Arc::new(self.0.compare(older, export)?))
     }
 }

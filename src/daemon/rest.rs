@@ -20,6 +20,7 @@ use crate::api;
 use crate::api::Service;
 use crate::api::statistics::RestStatistics;
 use crate::array::Array;
+use crate::export::fuse::FuseStatistics;
 use crate::export::nbd::NbdStatistics;
 use crate::metrics;
 use crate::metrics::Sources;
@@ -49,6 +50,7 @@ impl RestServer {
         service: Service,
         array: Arc<Array>,
         nbd: Arc<NbdStatistics>,
+        fuse: Arc<FuseStatistics>,
     ) -> std::io::Result<RestServer> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -59,6 +61,7 @@ impl RestServer {
         let metrics = Router::new().route("/metrics", get(metrics_page)).with_state(Arc::new(Counters {
             array,
             nbd,
+            fuse,
             rest: service.statistics(),
         }));
         let in_flight = service.in_flight();
@@ -106,6 +109,7 @@ async fn finish(mut server: JoinHandle<std::io::Result<()>>, in_flight: &AtomicU
 struct Counters {
     array: Arc<Array>,
     nbd: Arc<NbdStatistics>,
+    fuse: Arc<FuseStatistics>,
     rest: Arc<RestStatistics>,
 }
 
@@ -116,6 +120,7 @@ async fn metrics_page(State(counters): State<Arc<Counters>>) -> Response {
             status: &status,
             volumes: &volumes,
             nbd: &counters.nbd,
+            fuse: &counters.fuse,
             rest: &counters.rest,
         })
     });

@@ -9,6 +9,7 @@ pub mod bytes;
 pub mod catalog;
 pub mod location;
 pub mod objects;
+pub mod operation;
 pub mod page;
 pub mod root;
 pub mod segment;

@@ -10,6 +10,10 @@ use crate::api;
 use crate::api::statistics::RestStatistics;
 use crate::array::ArrayStatus;
 use crate::array::VolumeInfo;
+use crate::export::fuse;
+use crate::export::fuse::FuseStatistics;
+use crate::export::latency::LATENCY_BOUNDS_MICROS;
+use crate::export::latency::OperationStatistics;
 use crate::export::nbd;
 use crate::export::nbd::NbdStatistics;
 use crate::metrics::text::Kind;
@@ -27,6 +31,8 @@ pub struct Sources<'a> {
     pub volumes: &'a [VolumeInfo],
     /// What the NBD server counts.
     pub nbd: &'a NbdStatistics,
+    /// What the FUSE mounts count.
+    pub fuse: &'a FuseStatistics,
     /// What REST counts.
     pub rest: &'a RestStatistics,
 }
@@ -73,6 +79,12 @@ pub static METRICS: &[Metric] = &[
         kind: Kind::Gauge,
         help: "Volumes.",
         read: |from, to| to.count(&[], from.status.volumes),
+    },
+    Metric {
+        name: "sinter_snapshots",
+        kind: Kind::Gauge,
+        help: "Snapshots, also of volumes that are gone.",
+        read: |from, to| to.count(&[], from.status.snapshots),
     },
     Metric {
         name: "sinter_request_duration_seconds",
@@ -247,11 +259,17 @@ fn each_volume(from: &Sources<'_>, to: &mut Samples<'_>, read: fn(&VolumeInfo) -
 }
 
 fn request_durations(from: &Sources<'_>, to: &mut Samples<'_>) {
-    for (operation, counters) in nbd::Operation::ALL.iter().zip(&from.nbd.operations) {
-        let labels = [("protocol", "nbd"), ("op", operation.name())];
+    let export = |to: &mut Samples<'_>, protocol, operation, counters: &OperationStatistics| {
         let buckets: Vec<u64> = counters.latency.iter().map(load).collect();
         let sum = micros(load(&counters.latency_sum_micros));
-        to.histogram(&labels, &nbd::LATENCY_BOUNDS_MICROS.map(micros), &buckets, sum);
+        let labels = [("protocol", protocol), ("op", operation)];
+        to.histogram(&labels, &LATENCY_BOUNDS_MICROS.map(micros), &buckets, sum);
+    };
+    for (operation, counters) in nbd::Operation::ALL.iter().zip(&from.nbd.operations) {
+        export(to, "nbd", operation.name(), counters);
+    }
+    for (operation, counters) in fuse::Operation::ALL.iter().zip(&from.fuse.operations) {
+        export(to, "fuse", operation.name(), counters);
     }
     for (operation, counters) in api::statistics::Operation::ALL.iter().zip(&from.rest.operations) {
         let labels = [("protocol", "rest"), ("op", operation.name())];
@@ -303,13 +321,15 @@ mod tests {
             problems: Vec::new(),
             store: StoreStatistics { capacity_bytes: 1 << 30, ..StoreStatistics::default() },
             volumes: 0,
+            snapshots: 0,
             provisioned_bytes: ByteCount(0),
             used_bytes: ByteCount(0),
             reduction_ratio: 1.0,
             reduction_ratio_with_thin_provisioning: 1.0,
         };
-        let (nbd, rest) = (NbdStatistics::default(), RestStatistics::default());
-        let page = render(&Sources { status: &status, volumes: &[], nbd: &nbd, rest: &rest });
+        let (nbd, fuse) = (NbdStatistics::default(), FuseStatistics::default());
+        let rest = RestStatistics::default();
+        let page = render(&Sources { status: &status, volumes: &[], nbd: &nbd, fuse: &fuse, rest: &rest });
         let names: BTreeSet<&str> = METRICS.iter().map(|metric| metric.name).collect();
         assert_eq!(names.len(), METRICS.len());
         for metric in METRICS {

@@ -10,17 +10,16 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::batch::{
-    BATCH_HEADER_BYTES, FRAME_HEADER_BYTES, LoggedOperation, MAPPING_RECORD_BYTES_MAX,
-};
-use crate::format::segment::SEGMENT_HEADER_BYTES;
-use crate::format::{SYNC_UNIT_BYTES, checksum, to_grain};
+use crate::format::batch::{FRAME_HEADER_BYTES, LoggedOperation, MAPPING_RECORD_BYTES_MAX};
+use crate::format::operation::CloneRecord;
+use crate::format::{checksum, to_grain};
 use crate::units::{BLOCK_BYTES, BlockCount, BlockId, Epoch, Fingerprint, Lba, Lsn, ObjectNumber};
 
 use super::Store;
 use super::commit::{Reduced, Reduction, Verdict};
 use super::core::{Core, Stall};
 use super::fingerprint::fingerprint;
+use super::operation::Claim;
 use super::reduce::decompress;
 use super::run::Caller;
 
@@ -83,6 +82,22 @@ pub enum ShippedOperation {
     DeleteObject {
         /// Its number.
         object: ObjectNumber,
+    },
+    /// Objects come to be that hold what others hold at this moment.
+    CloneObjects {
+        /// At most `CLONES_MAX`.
+        clones: Vec<CloneRecord>,
+    },
+    /// An object gets the content of another, and other opaque bytes.
+    RestoreObject {
+        /// Its number.
+        object: ObjectNumber,
+        /// Whose content it gets.
+        source: ObjectNumber,
+        /// Its new size.
+        size: BlockCount,
+        /// What the layer above keeps with it.
+        opaque: Vec<u8>,
     },
 }
 
@@ -150,10 +165,20 @@ impl Store {
                 LoggedOperation::UpdateObject { object: *object, size: *size, opaque: opaque.clone() }
             }
             ShippedOperation::DeleteObject { object } => LoggedOperation::DeleteObject { object: *object },
+            ShippedOperation::CloneObjects { clones } => {
+                LoggedOperation::CloneObjects { clones: clones.clone() }
+            }
+            ShippedOperation::RestoreObject { object, source, size, opaque } => {
+                LoggedOperation::RestoreObject {
+                    object: *object,
+                    source: *source,
+                    size: *size,
+                    opaque: opaque.clone(),
+                }
+            }
         };
-        let must_fit = !matches!(other, LoggedOperation::DeleteObject { .. });
         self.run(Caller::Request, |core| {
-            core.in_its_turn(shipment, |core| self.enter_management(core, &other, must_fit).map(|_| ()))
+            core.in_its_turn(shipment, |core| self.enter_management(core, &other).map(|_| ()))
         })
     }
 
@@ -169,7 +194,7 @@ impl Store {
             core.in_its_turn(shipment, |core| {
                 core.writable()?;
                 let (prepared, needs) = core.prepare_operation(&operation, usize::MAX)?;
-                core.check_room(&needs, 0, needs.nodes > 0)?;
+                core.check_room(&needs, 0, Claim::of_zero(&needs))?;
                 core.prepare_log(operation.encode(0).len())?;
                 self.enter(core, &operation, &prepared, &Arc::default(), Vec::new);
                 Ok(())
@@ -213,10 +238,7 @@ impl Store {
             mappings.iter().filter(|mapping| matches!(mapping, ShippedMapping::Block { .. })).count()
                 * BLOCK_BYTES;
         let records_max = to_grain(FRAME_HEADER_BYTES + mappings.len() * MAPPING_RECORD_BYTES_MAX);
-        let room = self.geometry.segment_bytes as usize
-            - SEGMENT_HEADER_BYTES.next_multiple_of(SYNC_UNIT_BYTES)
-            - BATCH_HEADER_BYTES;
-        if mappings.len() > MAPPINGS_MAX || records_max + payload_max > room {
+        if mappings.len() > MAPPINGS_MAX || records_max + payload_max > self.geometry.frame_bytes_max() {
             let what = format!("an operation of {} blocks is too long for this pool", mappings.len());
             return Err(Error::new(ErrorKind::Invalid, what));
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::error::{ErrorKind, Result};
 
 use super::Store;
+use super::merge::Releases;
 
 /// Nodes taken apart in one step.
 const RELEASES_PER_STEP: usize = 64;
@@ -69,9 +70,7 @@ impl Store {
             return Ok(true);
         }
         if releases {
-            let before = self.core.lock().release_queue.len();
-            self.release_nodes(RELEASES_PER_STEP)?;
-            if self.core.lock().release_queue.len() == before {
+            if self.release_nodes(RELEASES_PER_STEP)? == Releases::NoRoom {
                 // No room for what lets go of their children: a checkpoint makes it.
                 self.checkpoint_in_role()?;
             }

@@ -17,7 +17,7 @@ use super::blocks::ids::Space;
 use super::blocks::table::block_page;
 use super::core::{Core, Stall};
 use super::fingerprint::fingerprints;
-use super::operation::{PayloadPlace, Prepared};
+use super::operation::{Claim, PayloadPlace, Prepared};
 use super::options::Commit;
 use super::reduce::{Shape, compress, shape};
 use super::run::Caller;
@@ -209,7 +209,7 @@ impl Store {
         let (prepared, needs) = core.prepare_operation(&operation, 0)?;
         let records_max = to_grain(FRAME_HEADER_BYTES + reduction.blocks.len() * MAPPING_RECORD_BYTES_MAX);
         let frame_max = records_max + reduction.payload.len();
-        core.check_room(&needs, frame_max as u64, true)?;
+        core.check_room(&needs, frame_max as u64, Claim::Write)?;
         core.prepare_log(frame_max)?;
 
         for _ in 0..taken {
@@ -333,6 +333,7 @@ impl Store {
         while done < count.0 {
             let left =
                 LoggedOperation::Zero { object, first: first.plus(done), count: BlockCount(count.0 - done) };
+            self.release_before_adding()?;
             let steps = zero_steps(self.geometry.dirty_limit);
             let (lsn, covered) = self.run(Caller::Request, |core| {
                 core.writable()?;
@@ -340,8 +341,7 @@ impl Store {
                 let Prepared::Zero(plan) = &prepared else {
                     return Ok((Lsn(0), count.0));
                 };
-                // A trim that copies no node makes space: it always goes.
-                core.check_room(&needs, 0, needs.nodes > 0)?;
+                core.check_room(&needs, 0, Claim::of_zero(&needs))?;
                 core.prepare_log(FRAME_HEADER_BYTES + 16)?;
                 let covered = plan.covered;
                 let operation =
@@ -353,50 +353,6 @@ impl Store {
             done += covered;
         }
         Ok(last)
-    }
-
-    /// Adds an object of `size` blocks, all holes; its number, and the operation.
-    ///
-    /// # Errors
-    /// `Invalid`, `NoSpace`, `Stopped`.
-    pub fn create_object(&self, size: BlockCount, opaque: &[u8]) -> Result<(ObjectNumber, Lsn)> {
-        self.run(Caller::Request, |core| {
-            let object = ObjectNumber(core.objects.next);
-            let operation = LoggedOperation::CreateObject { object, size, opaque: opaque.to_vec() };
-            Ok((object, self.enter_management(core, &operation, true)?))
-        })
-    }
-
-    /// Gives an object a new size, never a smaller one, and new opaque bytes.
-    ///
-    /// # Errors
-    /// `NotFound`, `Invalid`, `NoSpace`, `Stopped`.
-    pub fn update_object(&self, object: ObjectNumber, size: BlockCount, opaque: &[u8]) -> Result<Lsn> {
-        let operation = LoggedOperation::UpdateObject { object, size, opaque: opaque.to_vec() };
-        self.run(Caller::Request, |core| self.enter_management(core, &operation, true))
-    }
-
-    /// Takes an object away; its space comes back in the background.
-    ///
-    /// # Errors
-    /// `NotFound`, `Stopped`.
-    pub fn delete_object(&self, object: ObjectNumber) -> Result<Lsn> {
-        let operation = LoggedOperation::DeleteObject { object };
-        self.run(Caller::Request, |core| self.enter_management(core, &operation, false))
-    }
-
-    pub(crate) fn enter_management(
-        &self,
-        core: &mut Core,
-        operation: &LoggedOperation,
-        must_fit: bool,
-    ) -> Result<Lsn, Stall> {
-        core.writable()?;
-        let (prepared, needs) = core.prepare_operation(operation, 0)?;
-        let frame_len = operation.encode(0).len();
-        core.check_room(&needs, frame_len as u64, must_fit)?;
-        core.prepare_log(frame_len)?;
-        Ok(self.enter(core, operation, &prepared, &Arc::default(), Vec::new))
     }
 
     /// Time that checkpoints have taken, for the statistics.

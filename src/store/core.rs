@@ -178,6 +178,8 @@ pub(crate) struct Core {
     pub(crate) checkpointed_at: std::time::Duration,
     /// Nodes that nothing refers to, to be taken apart.
     pub(crate) release_queue: VecDeque<MapNodeId>,
+    /// Nodes taken apart since the store was opened.
+    pub(crate) released_nodes: u64,
     /// Pages that are no more, and whose pointers the next checkpoint clears.
     pub(crate) dropped: Vec<PageKey>,
     pub(crate) log: OpenLog,

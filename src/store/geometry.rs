@@ -1,6 +1,8 @@
 //! Sizes that follow from the pool and the budgets, and where a segment lies.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::SYNC_UNIT_BYTES;
+use crate::format::batch::BATCH_HEADER_BYTES;
 use crate::format::location::SEGMENTS_MAX;
 use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::format::superblock::SUPERBLOCK_AREA_BYTES;
@@ -10,6 +12,10 @@ use crate::units::{BLOCK_BYTES, ByteCount, DeviceOffset, SegmentId};
 pub(crate) const FRAME_BYTES: u64 = 4096 + 160;
 /// Bytes that one pending change costs in memory.
 const CHANGE_BYTES: u64 = 40;
+/// Fewest changes that the buffer holds: those of the largest operation. A write across the border of two leaves
+/// below shared nodes copies eight nodes at most, each with one more reference to each of its entries, and changes
+/// two references for each of 256 blocks.
+const CHANGES_MIN: u64 = 4800;
 const SEGMENT_BYTES_DEFAULT: u64 = 4 << 20;
 /// Smallest segment.
 pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
@@ -56,6 +62,10 @@ pub(crate) struct Geometry {
     pub(crate) changes: usize,
     /// Bytes that writes may fill.
     pub(crate) usable_bytes: u64,
+    /// Bytes that trims and zeroes may fill, which must copy nodes that are shared: they go on when writes stop.
+    pub(crate) trim_bytes: u64,
+    /// Bytes that new objects, snapshots among them, may fill: they go on when trims stop.
+    pub(crate) management_bytes: u64,
     /// Free segments that one checkpoint may need.
     pub(crate) checkpoint_segments: usize,
 }
@@ -97,7 +107,7 @@ impl Geometry {
         let pool_bytes = sum * bytes;
         let frames = metadata_budget.0 * 7 / 8 / FRAME_BYTES;
         let dirty_limit = (frames / 2).min(pool_bytes / 32 / 4160).max(24);
-        let changes = (metadata_budget.0 / 8 / CHANGE_BYTES).min(pool_bytes / 64 / 12).max(1536);
+        let changes = (metadata_budget.0 / 8 / CHANGE_BYTES).min(pool_bytes / 64 / 12).max(CHANGES_MIN);
         // A checkpoint writes at most every dirty page and about as many directory pages, those twice, and
         // a root with two generations of changes, also twice.
         let checkpoint_bytes = dirty_limit * 4160 * 3 / 2 + 64 * 4160 + 2 * 2 * changes * 12;
@@ -121,6 +131,8 @@ impl Geometry {
             dirty_start: as_count(dirty_limit / 2),
             changes: as_count(changes),
             usable_bytes,
+            trim_bytes: usable_bytes + pool_bytes / 64,
+            management_bytes: usable_bytes + pool_bytes / 32,
             checkpoint_segments: as_count(checkpoint_segments),
         })
     }
@@ -128,6 +140,13 @@ impl Geometry {
     /// Number of segments.
     pub(crate) fn segments(&self) -> u32 {
         *self.first_segments.last().expect("never empty")
+    }
+
+    /// Most bytes that the frame of one operation may have: an operation never crosses a segment.
+    pub(crate) fn frame_bytes_max(&self) -> usize {
+        self.segment_bytes as usize
+            - SEGMENT_HEADER_BYTES.next_multiple_of(SYNC_UNIT_BYTES)
+            - BATCH_HEADER_BYTES
     }
 
     /// Bytes of all segments.

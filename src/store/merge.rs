@@ -2,19 +2,25 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bytes::get_u64;
-use crate::format::page::{BlockEntry, Mapping, NODE_ENTRIES, Table};
+use crate::format::page::{BlockEntry, Mapping, NODE_ENTRIES, PageKey, Table};
 use crate::units::{BlockId, MapNodeId};
 
 use super::Store;
 use super::blocks::changes::Change;
 use super::blocks::ids::Space;
-use super::blocks::table::{COUNT_CROWDED, COUNT_STUCK};
+use super::blocks::table::{COUNT_CROWDED, COUNT_STUCK, count_page};
 use super::core::{Core, Stall};
 use super::map::node_page;
 use super::run::Caller;
 
 /// Changes merged in one hold of the lock.
 const MERGE_STEP: usize = 32;
+/// Nodes that may wait to be taken apart before requests that let go of more take part in it.
+const WAITING_MAX: usize = 4096;
+/// Nodes that such a request takes apart: as many as one operation lets go of.
+const RELEASES_PER_REQUEST: usize = 64;
+/// Pages of counts brought in to take one node apart.
+const COUNT_PAGES_TOGETHER: usize = 8;
 
 impl Store {
     /// Seals the change buffer, unless an earlier one is not merged yet, and merges it as far as dirty pages
@@ -113,24 +119,36 @@ impl Store {
         Ok(())
     }
 
-    /// Takes apart at most `nodes_max` nodes that nothing refers to: one reference less on each of their
-    /// children. Whether more are waiting.
-    pub(crate) fn release_nodes(&self, nodes_max: usize) -> Result<bool> {
+    /// Takes apart at most `nodes_max` nodes that nothing refers to: one reference less on each of their children.
+    pub(crate) fn release_nodes(&self, nodes_max: usize) -> Result<Releases> {
         for _ in 0..nodes_max {
             let released = self.run(Caller::Maintenance, Core::release_one);
             match released {
-                Ok(Some(true)) => {}
-                Ok(Some(false)) => return Ok(false),
-                // No room for changes: the next checkpoint makes it.
-                Ok(None) => return Ok(true),
+                Ok(Releases::Waiting) => {}
+                Ok(other) => return Ok(other),
                 Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Device) => {
                     // Left to the repair: what it refers to stays referenced.
-                    self.core.lock().release_queue.pop_front();
+                    self.core.lock().release_queue.pop_back();
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(!self.core.lock().release_queue.is_empty())
+        let none = self.core.lock().release_queue.is_empty();
+        Ok(if none { Releases::None } else { Releases::Waiting })
+    }
+
+    /// Takes a few nodes apart for a request that may let go of more, where too many wait already: so what is let
+    /// go of never grows faster than it is taken apart.
+    pub(crate) fn release_before_adding(&self) -> Result<()> {
+        if self.core.lock().release_queue.len() <= WAITING_MAX || !self.begin_maintenance_or_wait()? {
+            return Ok(());
+        }
+        let outcome = match self.release_nodes(RELEASES_PER_REQUEST) {
+            Ok(Releases::NoRoom) => self.checkpoint_in_role(),
+            other => other.map(|_| ()),
+        };
+        self.end_maintenance();
+        outcome
     }
 
     /// Works off pending changes and the release queue, for a write that does not fit; whether that made room.
@@ -138,7 +156,7 @@ impl Store {
         let before = self.core.lock().accounted_bytes();
         loop {
             self.checkpoint_in_role()?;
-            let waiting = self.release_nodes(4096)?;
+            let waiting = self.release_nodes(4096)? != Releases::None;
             let core = self.core.lock();
             let pending = core.node_changes.len() > 0 || core.block_changes.len() > 0 || waiting;
             if core.accounted_bytes() < before || !pending {
@@ -146,6 +164,17 @@ impl Store {
             }
         }
     }
+}
+
+/// What is left to be taken apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Releases {
+    /// Nothing.
+    None,
+    /// Some nodes.
+    Waiting,
+    /// Some nodes, and there is no room for changes or dirty pages: the next checkpoint makes it.
+    NoRoom,
 }
 
 /// Whether a sealed change that `error` keeps from its page may be left out. A decrement may: what it would have
@@ -160,35 +189,69 @@ fn may_be_forgotten(error: &Error, change: Change) -> bool {
 }
 
 impl Core {
-    /// Takes one node apart; `Some(false)` when none waits, `None` when there is no room for its changes.
-    fn release_one(&mut self) -> Result<Option<bool>, Stall> {
-        let Some(node) = self.release_queue.front().copied() else { return Ok(Some(false)) };
+    /// Takes the node apart that was queued last, so that the queue never holds more than a few levels of each tree.
+    fn release_one(&mut self) -> Result<Releases, Stall> {
+        let Some(node) = self.release_queue.back().copied() else { return Ok(Releases::None) };
         let changes = self.block_changes.len() + self.node_changes.len();
         if changes + NODE_ENTRIES > self.geometry.changes
-            || self.cache.dirty_pages() + 2 > self.geometry.dirty_limit
+            || self.cache.dirty_pages() + 2 + COUNT_PAGES_TOGETHER > self.geometry.dirty_limit
         {
-            return Ok(None);
+            return Ok(Releases::NoRoom);
         }
         let key = node_page(node);
         self.bring_in(key)?;
         self.prepare_id_bit(Space::Nodes, node.0)?;
         let frame = self.cache.page(key);
         let (page, level) = (frame.page.clone(), frame.facts.node_level);
-        for index in 0..NODE_ENTRIES {
-            let entry = get_u64(&*page, index);
-            if level > 0 {
-                if entry != 0 {
-                    self.node_changes.note(entry, -1);
+        if level > 0 {
+            let children = (0..NODE_ENTRIES).map(|slot| MapNodeId(get_u64(&*page, slot)));
+            let children: Vec<MapNodeId> = children.filter(|child| child.0 != 0).collect();
+            let pages = self.bring_in_counts(&children)?;
+            self.release_queue.pop_back();
+            for child in children {
+                self.let_go_of_child(child, &pages);
+            }
+        } else {
+            self.release_queue.pop_back();
+            for slot in 0..NODE_ENTRIES {
+                if let Mapping::Block(block) = Mapping::unpack(get_u64(&*page, slot)) {
+                    self.block_changes.note(block.0, -1);
+                    self.counters.referenced_blocks -= 1;
                 }
-            } else if let Mapping::Block(block) = Mapping::unpack(entry) {
-                self.block_changes.note(block.0, -1);
-                self.counters.referenced_blocks -= 1;
             }
         }
         self.free_id(Space::Nodes, node.0);
         self.cache.drop_page(key);
         self.dropped.push(key);
-        self.release_queue.pop_front();
-        Ok(Some(true))
+        self.released_nodes += 1;
+        Ok(Releases::Waiting)
+    }
+
+    /// Brings in some of the pages with the counts of nodes; which.
+    fn bring_in_counts(&mut self, nodes: &[MapNodeId]) -> Result<Vec<PageKey>, Stall> {
+        let mut pages: Vec<PageKey> = Vec::with_capacity(COUNT_PAGES_TOGETHER);
+        for node in nodes {
+            let key = count_page(Table::NodeCounts, node.0);
+            if !pages.contains(&key) && pages.len() < COUNT_PAGES_TOGETHER {
+                self.bring_in(key)?;
+                pages.push(key);
+            }
+        }
+        Ok(pages)
+    }
+
+    /// One reference less to a child of a node that is taken apart. Where that was the last one, and the page of its
+    /// count is at hand, the child is queued at once: nobody can find a node again that nothing refers to. Else the
+    /// next merge finds out.
+    fn let_go_of_child(&mut self, child: MapNodeId, pages: &[PageKey]) {
+        let last = pages.contains(&count_page(Table::NodeCounts, child.0))
+            && !self.node_changes.holds(child.0)
+            && matches!(self.stored_count(Table::NodeCounts, child.0), Ok(1));
+        if last {
+            self.set_stored_count(Table::NodeCounts, child.0, 0);
+            self.release_queue.push_back(child);
+        } else {
+            self.node_changes.note(child.0, -1);
+        }
     }
 }

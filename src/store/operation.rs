@@ -5,6 +5,7 @@ use crate::error::{Error, ErrorKind};
 use crate::format::batch::{LoggedOperation, MappingRecord};
 use crate::format::location::Location;
 use crate::format::objects::{OBJECTS_MAX, OPAQUE_BYTES_MAX, ObjectSlot};
+use crate::format::operation::{CLONES_MAX, CloneRecord};
 use crate::format::page::{BLOCK_ENTRIES_PER_PAGE, BlockEntry, Mapping, Table};
 use crate::format::to_grain;
 use crate::units::{BLOCK_BYTES, BlockCount, BlockId, Lba, MapNodeId, ObjectNumber, SegmentId};
@@ -14,13 +15,33 @@ use super::blocks::table::{block_page, count_page};
 use super::core::{Core, Room, Stall};
 use super::map::change::Needs;
 use super::map::zero::ZeroPlan;
-use super::map::{LEVEL_MAX, ObjectRoot, level_for, span};
+use super::map::{ObjectRoot, level_for, span};
 
 /// Where the payloads of an operation begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PayloadPlace {
     pub(crate) segment: SegmentId,
     pub(crate) offset: u32,
+}
+
+/// What an operation may fill of the pool, and so how early it stops when the pool is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// Data of hosts: stops first.
+    Write,
+    /// Trims and zeroes that copy shared nodes.
+    Trim,
+    /// New objects and new descriptions: stop last.
+    Management,
+    /// What makes space always goes.
+    Nothing,
+}
+
+impl Claim {
+    /// A trim that copies no node makes space.
+    pub(crate) fn of_zero(needs: &Needs) -> Claim {
+        if needs.nodes > 0 { Claim::Trim } else { Claim::Nothing }
+    }
 }
 
 /// Largest volume: what a tree of the highest level covers, and 256 TiB.
@@ -58,14 +79,20 @@ impl Core {
             }
             LoggedOperation::CreateObject { object, size, opaque } => {
                 check_object(*size, opaque)?;
-                if self.objects.get(*object).is_some() || object.0 == 0 {
-                    let what = format!("object {object} exists already");
-                    return Err(Error::new(ErrorKind::Exists, what).into());
-                }
-                if self.objects.len() >= OBJECTS_MAX {
-                    let what = format!("there are {OBJECTS_MAX} volumes and snapshots already");
-                    return Err(Error::new(ErrorKind::NoSpace, what).into());
-                }
+                self.check_vacant(*object)?;
+                self.check_number_of_objects(1)?;
+                needs.objects = 1;
+            }
+            LoggedOperation::CloneObjects { clones } => {
+                self.check_clones(clones)?;
+                needs.objects = clones.len();
+                needs.changes = clones.len();
+            }
+            LoggedOperation::RestoreObject { object, source, size, opaque } => {
+                check_object(*size, opaque)?;
+                self.check_restore(*object, *source, *size)?;
+                needs = Needs::of_raised_root();
+                needs.changes += 2;
             }
             LoggedOperation::UpdateObject { object, size, opaque } => {
                 check_object(*size, opaque)?;
@@ -74,9 +101,7 @@ impl Core {
                     let what = format!("object {object} cannot shrink");
                     return Err(Error::new(ErrorKind::Invalid, what).into());
                 }
-                needs.nodes = usize::from(LEVEL_MAX);
-                needs.pages = needs.nodes;
-                needs.changes = needs.nodes;
+                needs = Needs::of_raised_root();
             }
             LoggedOperation::DeleteObject { object } => {
                 self.object(*object)?;
@@ -94,6 +119,59 @@ impl Core {
             self.bring_in(count_page(Table::NodeCounts, node))?;
         }
         Ok((prepared, needs))
+    }
+
+    fn check_vacant(&self, object: ObjectNumber) -> Result<(), Error> {
+        if self.objects.get(object).is_some() || object.0 == 0 {
+            return Err(Error::new(ErrorKind::Exists, format!("object {object} exists already")));
+        }
+        Ok(())
+    }
+
+    fn check_number_of_objects(&self, added: usize) -> Result<(), Error> {
+        if self.objects.len() + added > OBJECTS_MAX {
+            let what =
+                format!("{added} more than {} are more than {OBJECTS_MAX} objects", self.objects.len());
+            return Err(Error::new(ErrorKind::NoSpace, what));
+        }
+        Ok(())
+    }
+
+    fn check_clones(&self, clones: &[CloneRecord]) -> Result<(), Error> {
+        if clones.is_empty() || clones.len() > CLONES_MAX {
+            let what =
+                format!("{} objects to clone: it must be from 1 to {CLONES_MAX} at once", clones.len());
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        for (position, clone) in clones.iter().enumerate() {
+            check_opaque(&clone.opaque)?;
+            self.object(clone.source)?;
+            self.check_vacant(clone.object)?;
+            if clones[..position].iter().any(|before| before.object == clone.object) {
+                let what = format!("object {} is to be made twice", clone.object);
+                return Err(Error::new(ErrorKind::Exists, what));
+            }
+        }
+        self.check_number_of_objects(clones.len())
+    }
+
+    fn check_restore(
+        &self,
+        target: ObjectNumber,
+        source: ObjectNumber,
+        size: BlockCount,
+    ) -> Result<(), Error> {
+        let least = self.object(target)?.size.max(self.object(source)?.size);
+        if target == source {
+            let what = format!("object {target} cannot be restored from itself");
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        if size < least {
+            let what =
+                format!("object {target} cannot have {size} blocks: it keeps its size, and needs {least}");
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        Ok(())
     }
 
     fn check_range(&self, object: ObjectNumber, first: Lba, count: u64) -> Result<ObjectRoot, Error> {
@@ -136,15 +214,21 @@ impl Core {
     ///
     /// # Errors
     /// A stall while there is none.
-    pub(crate) fn check_room(&self, needs: &Needs, bytes: u64, must_fit: bool) -> Result<(), Stall> {
+    pub(crate) fn check_room(&self, needs: &Needs, bytes: u64, claim: Claim) -> Result<(), Stall> {
         let changes = self.block_changes.len() + self.node_changes.len();
         if changes + needs.changes > self.geometry.changes
             || self.cache.dirty_pages() + needs.pages > self.geometry.dirty_limit
         {
             return Err(Stall::Room(Room::Memory));
         }
-        let metadata = (needs.pages + needs.nodes) as u64 * 4160;
-        if must_fit && self.accounted_bytes() + bytes + metadata > self.geometry.usable_bytes {
+        let limit = match claim {
+            Claim::Write => self.geometry.usable_bytes,
+            Claim::Trim => self.geometry.trim_bytes,
+            Claim::Management => self.geometry.management_bytes,
+            Claim::Nothing => return Ok(()),
+        };
+        let metadata = (needs.pages + needs.nodes + 2 * needs.objects) as u64 * 4160;
+        if self.accounted_bytes() + bytes + metadata > limit {
             return Err(Stall::Room(Room::Space));
         }
         Ok(())
@@ -187,7 +271,38 @@ impl Core {
                     self.node_changes.note(slot.root.0, -1);
                 }
             }
+            LoggedOperation::CloneObjects { clones } => {
+                for clone in clones {
+                    let source = self.objects.get(clone.source).expect("the operation was prepared");
+                    let made =
+                        ObjectSlot { number: clone.object, opaque: clone.opaque.clone(), ..source.clone() };
+                    self.share_root(made.root);
+                    self.objects.add(made);
+                }
+            }
+            LoggedOperation::RestoreObject { object, source, size, opaque } => {
+                let ObjectSlot { root, root_level, mapped, .. } =
+                    *self.objects.get(*source).expect("the operation was prepared");
+                self.share_root(root);
+                let target = self.objects.change(*object).expect("the operation was prepared");
+                let before = std::mem::replace(&mut target.root, root);
+                (target.root_level, target.mapped) = (root_level, mapped);
+                target.opaque.clone_from(opaque);
+                target.size = *size;
+                if before.0 != 0 {
+                    self.node_changes.note(before.0, -1);
+                }
+                self.raise_root(*object, level_for(*size));
+            }
             LoggedOperation::Moved { .. } => {}
+        }
+    }
+
+    /// One more reference to the root of a map: what is below it is shared from now on.
+    fn share_root(&mut self, root: MapNodeId) {
+        if root.0 != 0 {
+            self.node_changes.note(root.0, 1);
+            self.sharing += 1;
         }
     }
 
@@ -251,6 +366,10 @@ fn check_object(size: BlockCount, opaque: &[u8]) -> Result<(), Error> {
         let what = format!("a size of {size} blocks: it must be from 1 to {OBJECT_BLOCKS_MAX}");
         return Err(Error::new(ErrorKind::Invalid, what));
     }
+    check_opaque(opaque)
+}
+
+fn check_opaque(opaque: &[u8]) -> Result<(), Error> {
     if opaque.len() > OPAQUE_BYTES_MAX {
         let what = format!("{} bytes of description: at most {OPAQUE_BYTES_MAX} can be kept", opaque.len());
         return Err(Error::new(ErrorKind::Invalid, what));

@@ -33,6 +33,16 @@ pub struct StoreStatistics {
     pub referenced_blocks: u64,
     /// Mapped blocks over all volumes, patterns included.
     pub mapped_blocks: u64,
+    /// Map nodes in use, those to be taken apart included.
+    pub map_nodes: u64,
+    /// Map nodes that nothing refers to any more and that wait to be taken apart: the space below them comes back
+    /// then.
+    pub nodes_waiting: u64,
+    /// Map nodes that were let go of since the last merge of counts. Whether others still refer to them is not known
+    /// yet; those that nothing refers to wait next.
+    pub nodes_let_go: u64,
+    /// Map nodes taken apart since the store was opened.
+    pub nodes_released: u64,
     /// Zero blocks found in writes.
     pub zero_blocks_written: u64,
     /// Pattern blocks found in writes.
@@ -73,6 +83,10 @@ pub struct StoreStatistics {
     pub erases_max: u64,
     /// Mean erase count of a segment.
     pub erases_avg: f64,
+    /// Variance of the erase counts.
+    pub erases_variance: f64,
+    /// Whether there are fewer free segments than collection keeps.
+    pub collecting: bool,
     /// Checkpoints made.
     pub checkpoints: u64,
     /// Time they took since the store was opened.
@@ -138,6 +152,10 @@ impl Store {
             unique_blocks: counters.unique_blocks,
             referenced_blocks: counters.referenced_blocks,
             mapped_blocks: core.objects.iter().map(|object| object.mapped.0).sum(),
+            map_nodes: (core.node_ids.high_water - 1).saturating_sub(core.node_ids.freed),
+            nodes_waiting: core.release_queue.len() as u64,
+            nodes_let_go: core.node_changes.let_go_of() as u64,
+            nodes_released: core.released_nodes,
             zero_blocks_written: counters.zero_blocks,
             pattern_blocks_written: counters.pattern_blocks,
             duplicate_blocks_written: counters.duplicate_blocks,
@@ -158,6 +176,8 @@ impl Store {
             erases_min: u64::from(erases_min),
             erases_max: u64::from(erases_max),
             erases_avg,
+            erases_variance: core.segments.wear_variance(),
+            collecting: core.segments.free() < self.free_segments_wanted(),
             checkpoints: counters.checkpoints,
             checkpoint_nanoseconds: self.figures.checkpoint_nanoseconds.load(Ordering::Relaxed),
             log_syncs: self.figures.log_syncs.load(Ordering::Relaxed),

@@ -9,7 +9,6 @@ use super::connection::Connection;
 use super::errors::Errno;
 use super::execute::Work;
 use super::group::Group;
-use super::handshake::ALLOCATION_CONTEXT;
 use super::request::{Refusal, Request, admit, admit_range, operation_of};
 use super::socket::Received;
 use super::statistics::Operation;
@@ -356,6 +355,7 @@ impl Connection {
             cookie: head.cookie,
             offset: head.offset,
             length: head.length,
+            contexts: self.export.contexts.all(),
             received: rx.group.received,
         };
         let payload = usize::try_from(payload).expect("admitted payloads are no longer than 32 MiB");
@@ -367,14 +367,15 @@ impl Connection {
             return Next::Incomplete;
         };
         if operation == Operation::BlockStatus && payload > 0 {
-            let chosen = decode_status_payload(data).filter(|(_, context)| *context == ALLOCATION_CONTEXT);
+            let chosen = decode_status_payload(data)
+                .and_then(|(length, numbers)| Some((length, self.export.contexts.some(&numbers)?)));
             let invalid =
-                Refusal { errno: Errno::Invalid, message: "not a choice of the one context there is" };
-            let range = chosen.ok_or(invalid).and_then(|(length, _)| {
-                admit_range(operation, head.offset, length, &self.export).map(|()| length)
+                Refusal { errno: Errno::Invalid, message: "not a choice of the contexts there are" };
+            let range = chosen.ok_or(invalid).and_then(|(length, contexts)| {
+                admit_range(operation, head.offset, length, &self.export).map(|()| (length, contexts))
             });
             match range {
-                Ok(length) => request.length = length,
+                Ok((length, contexts)) => (request.length, request.contexts) = (length, contexts),
                 Err(refusal) => {
                     self.refuse(rx, role, request.reply_to(style), Some(operation), refusal);
                     return Next::Taken(head_bytes + payload);

@@ -20,6 +20,7 @@ use super::socket::{Received, Socket};
 use super::statistics::NbdStatistics;
 use super::watch::{self, Watch};
 use super::workers::{self, WorkQueue};
+use crate::array::service::BlockService;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::{Condition, Mutex};
 use crate::units::ByteCount;
@@ -185,11 +186,16 @@ struct Open {
 struct Entry {
     socket: Arc<Socket>,
     stopping: Arc<AtomicBool>,
-    /// The export's own name, once the handshake is over.
-    export: Option<String>,
+    /// The export's own name and what serves it, once the handshake is over.
+    export: Option<(String, Arc<dyn BlockService>)>,
 }
 
 impl Entry {
+    /// Whether the connection has an export, and that is as asked for.
+    fn serves(&self, wanted: impl FnOnce(&str, &dyn BlockService) -> bool) -> bool {
+        self.export.as_ref().is_some_and(|(name, service)| wanted(name, &**service))
+    }
+
     /// Lets the connection end after the requests it has received.
     fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
@@ -257,7 +263,7 @@ impl Server {
     #[must_use]
     pub fn connections_to(&self, export: &str) -> usize {
         let open = self.inner.open.lock();
-        open.connections.values().filter(|entry| entry.export.as_deref() == Some(export)).count()
+        open.connections.values().filter(|entry| entry.serves(|name, _| name == export)).count()
     }
 
     /// Lets all clients of an export go, after the requests that have been received from them.
@@ -266,8 +272,25 @@ impl Server {
         let open = self.inner.open.lock();
         open.connections
             .values()
-            .filter(|entry| entry.export.as_deref() == Some(export))
+            .filter(|entry| entry.serves(|name, _| name == export))
             .for_each(Entry::stop);
+    }
+
+    /// Lets all clients go whose export has been deleted. Returns without waiting for it.
+    pub fn disconnect_deleted(&self) {
+        self.disconnector()();
+    }
+
+    /// The same as a function that may outlive the server, and then does nothing.
+    pub fn disconnector(&self) -> impl Fn() + Send + Sync + use<> {
+        let inner = Arc::downgrade(&self.inner);
+        move || {
+            let Some(inner) = inner.upgrade() else { return };
+            let open = inner.open.lock();
+            let gone =
+                open.connections.values().filter(|entry| entry.serves(|_, service| service.is_deleted()));
+            gone.for_each(Entry::stop);
+        }
     }
 
     /// Stops accepting, lets the requests in flight finish for at most `limit`, and closes all
@@ -408,7 +431,7 @@ impl Inner {
                         input.drain(..bytes);
                         // Before the client hears of it: from then on it counts as connected.
                         if let Some(entry) = self.open.lock().connections.get_mut(&id) {
-                            entry.export = Some(negotiated.name.clone());
+                            entry.export = Some((negotiated.name.clone(), Arc::clone(&negotiated.service)));
                         }
                         break Some(negotiated);
                     }

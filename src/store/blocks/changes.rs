@@ -45,6 +45,11 @@ impl Changes {
         delta(self.active.get(&id)) + delta(self.sealed(id))
     }
 
+    /// Whether there is any change of an id that its page does not know yet, be their sum zero.
+    pub(crate) fn holds(&self, id: u64) -> bool {
+        self.active.contains_key(&id) || self.sealed(id).is_some()
+    }
+
     /// Whether the merge that goes on may find the count of this id to be zero.
     pub(crate) fn may_vanish(&self, id: u64) -> bool {
         self.sealed(id).is_some_and(|change| change.decremented)

@@ -399,4 +399,11 @@ impl SegmentTable {
             sum as f64 / self.segments.len().max(1) as f64,
         )
     }
+
+    /// Variance of the erase counts.
+    pub(crate) fn wear_variance(&self) -> f64 {
+        let (_, _, mean) = self.wear();
+        let squares = self.segments.iter().map(|segment| (f64::from(segment.entry.erases) - mean).powi(2));
+        squares.sum::<f64>() / self.segments.len().max(1) as f64
+    }
 }

@@ -1,7 +1,7 @@
 //! Setting mappings: copying shared nodes, adding missing ones, taking empty ones away.
 
 use crate::format::bytes::set_u64;
-use crate::format::page::{Mapping, NODE_ENTRIES, PAGE_BYTES, PageFacts};
+use crate::format::page::{Mapping, NODE_ENTRIES, PAGE_BYTES, PageFacts, Table};
 use crate::units::{BlockCount, Lba, MapNodeId, ObjectNumber};
 
 use super::super::blocks::ids::Space;
@@ -17,6 +17,18 @@ pub(crate) struct Needs {
     pub(crate) changes: usize,
     /// Pages that become dirty.
     pub(crate) pages: usize,
+    /// Slots of new objects.
+    pub(crate) objects: usize,
+    /// Whether a shared node is copied, so that others get one more parent while the operation goes on.
+    pub(crate) copies: bool,
+}
+
+impl Needs {
+    /// What raising a root to any level may need.
+    pub(crate) fn of_raised_root() -> Needs {
+        let nodes = usize::from(LEVEL_MAX);
+        Needs { nodes, changes: nodes, pages: nodes, ..Needs::default() }
+    }
 }
 
 /// The nodes from the root down to one of a level, all of them exclusively the object's.
@@ -59,7 +71,12 @@ impl Core {
         let mut shared = false;
         loop {
             self.bring_in(node_page(node))?;
+            if needs.copies {
+                // What is known of sharing now is no more once a node before this one has been copied.
+                self.stored_count(Table::NodeCounts, node.0)?;
+            }
             shared = self.node_is_shared(node)? || shared;
+            needs.copies |= shared;
             if shared {
                 needs.nodes += 1;
                 needs.changes += NODE_ENTRIES + 2;

@@ -26,8 +26,8 @@ pub(crate) struct ZeroPlan {
 }
 
 impl Core {
-    /// Plans the longest part, from `first` on, that takes at most `steps_max` steps, and brings in what it
-    /// touches.
+    /// Plans the longest part, from `first` on, that takes at most `steps_max` steps and not too much of the change
+    /// buffer, and brings in what it touches. With `usize::MAX` the part is the whole.
     ///
     /// # Errors
     /// A stall while a page is not in memory.
@@ -40,8 +40,9 @@ impl Core {
     ) -> Result<ZeroPlan, Stall> {
         let mut plan = ZeroPlan::default();
         let end = first.0 + count;
+        let changes_max = if steps_max == usize::MAX { usize::MAX } else { self.geometry.changes / 4 };
         let mut position = first.0;
-        while position < end && plan.steps.len() < steps_max {
+        while position < end && plan.steps.len() < steps_max && plan.needs.changes <= changes_max {
             let (step, next) = self.next_zero_step(object, Lba(position), end)?;
             if let Some(step) = step {
                 let (lba, down_to) = match step {

@@ -133,6 +133,7 @@ impl Store {
             block_ids: IdSpace::new(Table::FreedBlocks, root.next_block.0, root.counters.freed_blocks),
             node_ids: IdSpace::new(Table::FreedNodes, root.next_node.0, root.counters.freed_nodes),
             release_queue: root.release_queue.iter().copied().collect(),
+            released_nodes: 0,
             dropped: Vec::new(),
             sharing: 1,
             checkpointed_at: environment.clock.monotonic(),
