@@ -66,8 +66,8 @@ pub(crate) enum Pattern {
     Uniform,
     /// Four writes of five go to a fifth of the blocks, which lie scattered over the volume.
     EightyTwenty,
-    /// Nineteen writes of twenty go to a tenth of the blocks, which lie together.
-    Hot,
+    /// All writes go to a tenth of the blocks, which lie together; the others are never written again.
+    Tenth,
 }
 
 impl Pattern {
@@ -80,8 +80,7 @@ impl Pattern {
                 let kind = if numbers.chance(4, 5) { 0 } else { 1 + numbers.below(4) };
                 numbers.below(fifth) * 5 + kind
             }
-            Pattern::Hot if numbers.chance(19, 20) => numbers.below(blocks / 10),
-            Pattern::Hot => blocks / 10 + numbers.below(blocks - blocks / 10),
+            Pattern::Tenth => numbers.below(blocks / 10),
         }
     }
 }
@@ -106,12 +105,8 @@ pub(crate) fn unique(numbers: &mut SeededNumbers, block: &mut [u8]) {
 
 /// Options of a pool whose segments and budgets are to each other as those of a large one.
 pub(crate) fn options(segment: ByteCount, metadata_budget: ByteCount) -> StoreOptions {
-    StoreOptions {
-        metadata_budget,
-        index_budget: ByteCount(1 << 20),
-        segment_bytes: segment,
-        ..StoreOptions::default()
-    }
+    let index_budget = ByteCount(metadata_budget.0 * 2);
+    StoreOptions { metadata_budget, index_budget, segment_bytes: segment, ..StoreOptions::default() }
 }
 
 impl Load {
@@ -187,9 +182,8 @@ impl Load {
 
 /// Stored bytes of user data written between two moments.
 pub(crate) fn user_bytes(from: &StoreStatistics, to: &StoreStatistics) -> u64 {
-    let stored = |at: &StoreStatistics| {
-        at.new_blocks_written * BLOCK_BYTES as u64 - at.compression_saved_bytes
-    };
+    let stored =
+        |at: &StoreStatistics| at.new_blocks_written * BLOCK_BYTES as u64 - at.compression_saved_bytes;
     stored(to) - stored(from)
 }
 

@@ -16,6 +16,8 @@ pub const BATCH_HEADER_BYTES: usize = 128;
 pub const FRAME_HEADER_BYTES: usize = 32;
 /// Most bytes that the records of one mapping take.
 pub const MAPPING_RECORD_BYTES_MAX: usize = 33;
+/// Bytes of the record of one moved block.
+pub const MOVED_RECORD_BYTES: usize = 16;
 /// Most operations of one batch.
 pub const BATCH_OPERATIONS_MAX: u32 = 256;
 const MAGIC: u32 = 0x4843_5442;

@@ -15,6 +15,7 @@ mod commit;
 mod core;
 mod fingerprint;
 mod geometry;
+mod heat;
 mod io;
 mod log;
 mod map;
@@ -47,7 +48,7 @@ pub use self::operation::OBJECT_BLOCKS_MAX;
 pub use self::options::{Commit, CommitSink, Environment, ObjectInfo, OpenReport, StoreOptions};
 pub use self::probe::{DeviceContent, probe};
 pub use self::read::{MappedRun, MappingKind};
-pub use self::statistics::StoreStatistics;
+pub use self::statistics::{CollectionState, StoreStatistics};
 pub use crate::format::objects::OPAQUE_BYTES_MAX;
 
 use self::blocks::index::FingerprintIndex;
@@ -76,6 +77,9 @@ struct Figures {
     log_syncs: AtomicU64,
     log_sync_nanoseconds: AtomicU64,
     collections: AtomicU64,
+    levelled_segments: AtomicU64,
+    levelled_bytes: AtomicU64,
+    punched_bytes: AtomicU64,
 }
 
 impl std::fmt::Debug for Store {
