@@ -41,8 +41,8 @@ use crate::api::types::VolumeMetrics;
 use crate::api::types::VolumeSums;
 use crate::api::types::WearLeveling;
 use crate::array::ArrayStatus;
+use crate::store::CollectionState as Collection;
 use crate::store::StoreStatistics;
-use crate::units::BLOCK_BYTES;
 use crate::units::BlockCount;
 
 type Answer = Result<Response, Problem>;
@@ -119,7 +119,7 @@ fn flash_metrics(store: &StoreStatistics) -> FlashMetrics {
             max_erase_count: store.erases_max,
         },
         wear_leveling: WearLeveling {
-            blocks_moved: store.moved_bytes / BLOCK_BYTES as u64,
+            blocks_moved: store.levelled_segments,
             wear_variance: store.erases_variance,
         },
         garbage_collection: FlashCollection {
@@ -212,7 +212,7 @@ fn all_flash(store: &StoreStatistics) -> AllFlash {
             utilization: share(in_use, store.segment_count),
         },
         wear_leveling: AllWearLeveling {
-            blocks_moved: store.moved_bytes / BLOCK_BYTES as u64,
+            blocks_moved: store.levelled_segments,
             strategy: "least_worn_first".to_owned(),
             rated_cycles: store.rated_cycles,
             wear_variance: store.erases_variance,
@@ -232,7 +232,7 @@ fn all_flash(store: &StoreStatistics) -> AllFlash {
 pub(super) fn collection_state(store: &StoreStatistics) -> CollectionState {
     if store.stopped.is_some() {
         CollectionState::Stopped
-    } else if store.collecting {
+    } else if store.collection != Collection::Idle {
         CollectionState::Running
     } else {
         CollectionState::Idle

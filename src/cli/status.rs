@@ -162,8 +162,11 @@ pub fn flash(client: &Client, flags: &FlashFlags) -> Outcome {
         health.health_percentage, health.avg_erase_count, health.max_erase_count
     );
     let wear = &metrics.wear_leveling;
-    let _ =
-        writeln!(text, "wear        variance {:.2}, {} blocks moved", wear.wear_variance, wear.blocks_moved);
+    let _ = writeln!(
+        text,
+        "wear        variance {:.2}, {} segments moved to even it out",
+        wear.wear_variance, wear.blocks_moved
+    );
     let collection = &metrics.garbage_collection;
     let _ = writeln!(
         text,

@@ -16,6 +16,7 @@ mod core;
 mod diff;
 mod fingerprint;
 mod geometry;
+mod heat;
 mod io;
 mod log;
 mod map;
@@ -52,7 +53,7 @@ pub use self::operation::OBJECT_BLOCKS_MAX;
 pub use self::options::{Commit, CommitSink, Environment, ObjectInfo, OpenReport, StoreOptions};
 pub use self::probe::{DeviceContent, probe};
 pub use self::read::{MappedRun, MappingKind};
-pub use self::statistics::StoreStatistics;
+pub use self::statistics::{CollectionState, StoreStatistics};
 pub use self::walk::{OccupiedWalk, ReclaimWalk, Reclaimable};
 pub use crate::format::objects::OPAQUE_BYTES_MAX;
 pub use crate::format::operation::{CLONES_MAX, CloneRecord};
@@ -83,6 +84,9 @@ struct Figures {
     log_syncs: AtomicU64,
     log_sync_nanoseconds: AtomicU64,
     collections: AtomicU64,
+    levelled_segments: AtomicU64,
+    levelled_bytes: AtomicU64,
+    punched_bytes: AtomicU64,
 }
 
 impl std::fmt::Debug for Store {

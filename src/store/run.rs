@@ -143,15 +143,19 @@ impl Store {
     fn allocate(&self, segment: SegmentId) -> Result<()> {
         let (device, offset) = self.place(segment, 0)?;
         let len = ByteCount(u64::from(self.geometry.segment_bytes));
-        device.allocate(offset, len).map_err(|error| {
-            let kind = match error.kind() {
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
-                _ => ErrorKind::Device,
-            };
-            Error::caused(kind, format!("making room for a segment on {}", device.name()), error)
-        })?;
-        self.core.lock().segments.room_found(segment);
-        Ok(())
+        let Err(error) = device.allocate(offset, len) else {
+            self.core.lock().segments.room_found(segment);
+            return Ok(());
+        };
+        let kind = match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+            _ => ErrorKind::Device,
+        };
+        if kind == ErrorKind::NoSpace && self.core.lock().segments.host_is_full() {
+            // It was only asked so that wear stays even; there is one that needs no more room.
+            return Ok(());
+        }
+        Err(Error::caused(kind, format!("making room for a segment on {}", device.name()), error))
     }
 
     /// Lets maintenance make room, or does it.

@@ -103,7 +103,7 @@ pub struct FlashHealth {
 /// Part of the flash metrics.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct WearLeveling {
-    /// Live blocks of 4 KiB or less that were moved out of segments, in bytes over 4,096.
+    /// Segments whose live data was moved because they were worn less than others, since the start.
     pub blocks_moved: u64,
     /// Variance of the segments' erase counts.
     pub wear_variance: f64,
