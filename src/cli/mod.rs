@@ -18,7 +18,9 @@ use crate::daemon::failure::Outcome;
 
 pub mod check;
 pub mod client;
+pub mod completions;
 pub mod image;
+pub mod man;
 pub mod output;
 pub mod progress;
 pub mod serve;
@@ -68,6 +70,10 @@ enum Verb {
     },
     /// Verify a pool that is not being served: every count and every checksum
     Check(check::Check),
+    /// Print the script that lets a shell complete this command line
+    Completions(completions::Completions),
+    /// Print the manual page, or write those of all verbs
+    Man(man::Man),
 }
 
 /// Which array is meant.
@@ -95,8 +101,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let matches = with_exit_statuses(Cli::command()).try_get_matches_from(arguments)?;
+    let matches = command().try_get_matches_from(arguments)?;
     Cli::from_arg_matches(&matches)
+}
+
+/// The whole command line.
+fn command() -> Command {
+    with_exit_statuses(Cli::command())
 }
 
 /// Every help text ends with the list of exit statuses.
@@ -129,6 +140,8 @@ fn dispatch(target: &Target, verb: Verb) -> Outcome {
         Verb::Status { flags } => status::status(&Client::new(&target.url)?, &flags),
         Verb::Reduction { flags } => status::reduction(&Client::new(&target.url)?, &flags),
         Verb::Check(check) => check::run(check),
+        Verb::Completions(completions) => completions::run(command(), &completions),
+        Verb::Man(man) => man::run(command(), &man),
     }
 }
 
