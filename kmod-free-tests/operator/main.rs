@@ -1,13 +1,17 @@
-//! What an operator has beside the array itself: completions and manual pages.
+//! What an operator has beside the array itself: completions and manual pages, the service unit and what the
+//! daemon tells a service manager, and an orderly end.
 //!
-//! Shells and groff are others' programs. A test that lacks one says so on
+//! Shells, groff and systemd-analyze are others' programs. A test that lacks one says so on
 //! standard error, whether it is shown or not, and verifies the rest.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 #[path = "../common/daemon.rs"]
 mod daemon;
+mod raw;
+mod service;
 mod shell;
+mod stop;
 
 use std::io::Write as _;
 use std::process::Command;
@@ -45,4 +49,17 @@ fn run(program: &str, arguments: &[&str], input: &[u8]) -> String {
 
 fn both(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
+}
+
+/// What the daemon answers to a GET.
+#[track_caller]
+fn get(daemon: &daemon::Daemon, path: &str) -> String {
+    let mut answer = ureq::get(format!("{}{path}", daemon.url)).call().unwrap();
+    answer.body_mut().read_to_string().unwrap()
+}
+
+/// A file of the repository.
+fn file(path: &str) -> String {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }

@@ -9,11 +9,12 @@
 //! 5. the array reads its catalog, and missing `--volume`s are made;
 //! 6. the background threads start;
 //! 7. the Unix socket is bound (the pool's lock says that it is ours), NBD serves, then REST;
-//! 8. what is served is announced.
+//! 8. the service manager is told, and what is served is announced.
 //!
 //! Stop, on SIGTERM or SIGINT: NBD and REST stop accepting, finish the requests they have and close;
 //! the background threads stop; a checkpoint makes everything durable; the devices are closed. A
-//! second signal ends the process at once, which loses nothing that was acknowledged.
+//! second signal ends the process at once, which loses nothing that was acknowledged: the next start
+//! replays the log instead.
 
 use std::net::SocketAddr;
 use std::net::TcpListener;
@@ -36,6 +37,8 @@ use crate::daemon::failure::ExitStatus;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
 use crate::daemon::nbd::NbdServer;
+use crate::daemon::notify::Notifier;
+use crate::daemon::notify::State;
 use crate::daemon::pool::OpenPool;
 use crate::daemon::pool::OtherContent;
 use crate::daemon::quantity::round_size;
@@ -57,6 +60,7 @@ pub mod config;
 pub mod failure;
 pub mod keys;
 mod nbd;
+mod notify;
 pub mod pool;
 pub mod quantity;
 mod rest;
@@ -106,6 +110,8 @@ pub struct Serving {
 /// statuses; `Device` or `Stopped` where the array could not be closed in peace.
 pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome {
     abort_on_panic();
+    let environment = environment();
+    let manager = Notifier::new(std::env::var_os(notify::VARIABLE).as_deref());
     let ServeOptions { config, data_directory, other_content, accept_loss, insecure_open, volumes } = options;
     if !insecure_open {
         refuse_open_addresses(&config)?;
@@ -117,9 +123,9 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     let rest_address = local_address(&rest_listener)?;
 
     pool::make_data_directory(&data_directory)?;
-    let environment = environment();
     let specs = pool::device_specs(&config, &data_directory);
     let store_options = store_options(&config, accept_loss);
+    manager.tell(State::Starting("opening the pool"));
     let OpenPool { store, report, paths } =
         pool::open(&specs, other_content, store_options, environment.clone())?;
     let array_options = ArrayOptions { name: config.array_name.clone() };
@@ -142,6 +148,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     let rest = RestServer::start(rest_listener, service, array.clone(), nbd.statistics())
         .map_err(failed("starting REST"))?;
 
+    manager.tell(State::Ready(&ready_status(&array)));
     announce(&Serving {
         name: config.array_name,
         pool_paths: paths,
@@ -153,15 +160,33 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     });
     wait_for_signal(&mut signals);
     exit_at_next_signal(signals);
-    tracing::info!("stopping");
-    nbd.stop();
-    rest.stop();
-    background.stop();
+    drain(&manager, nbd, rest, background);
     if report.is_some_and(|report| !report.damage.is_empty() && !accept_loss) {
         // It took no writes, so there is nothing to close; the next start shall see what this one saw.
         return Ok(());
     }
-    close(&store)
+    manager.tell(State::Stopping("making everything durable"));
+    close(&store)?;
+    tracing::info!("stopped: everything is durable");
+    Ok(())
+}
+
+/// Stops accepting, lets the requests under way be answered, and then the background threads finish.
+fn drain(manager: &Notifier, nbd: NbdServer, rest: RestServer, background: Background) {
+    tracing::info!("stopping: answering the requests under way");
+    manager.tell(State::Stopping("answering the requests under way"));
+    nbd.stop();
+    rest.stop();
+    background.stop();
+}
+
+/// What the service manager shows of a daemon that serves: what is wrong, if anything is.
+fn ready_status(array: &Array) -> String {
+    let status = array.status();
+    match status.problems.first() {
+        None => format!("serving array {}, {} volumes", status.name, status.volumes),
+        Some(problem) => format!("serving array {}, but {}", status.name, problem.what),
+    }
 }
 
 /// What the store is told of the configuration.
