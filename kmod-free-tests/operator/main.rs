@@ -1,16 +1,19 @@
 //! What an operator has beside the array itself: completions and manual pages, the service unit and what the
-//! daemon tells a service manager, and an orderly end.
+//! daemon tells a service manager, an orderly end, metrics, the dashboard and the alert rules.
 //!
-//! Shells, groff and systemd-analyze are others' programs. A test that lacks one says so on
+//! Shells, promtool, Prometheus and systemd-analyze are others' programs. A test that lacks one says so on
 //! standard error, whether it is shown or not, and verifies the rest.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 #[path = "../common/daemon.rs"]
 mod daemon;
+mod metrics;
+mod prometheus;
 mod raw;
 mod service;
 mod shell;
+mod status;
 mod stop;
 
 use std::io::Write as _;

@@ -62,6 +62,7 @@ pub mod keys;
 mod nbd;
 mod notify;
 pub mod pool;
+mod process;
 pub mod quantity;
 mod rest;
 pub mod system;
@@ -111,6 +112,7 @@ pub struct Serving {
 pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome {
     abort_on_panic();
     let environment = environment();
+    let process_started = environment.clock.since_unix_epoch();
     let manager = Notifier::new(std::env::var_os(notify::VARIABLE).as_deref());
     let ServeOptions { config, data_directory, other_content, accept_loss, insecure_open, volumes } = options;
     if !insecure_open {
@@ -145,7 +147,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     let nbd = NbdServer::start(&config, nbd_listener, socket, &array)?;
     let endpoints = endpoints(nbd.endpoints());
     let service = Service::new(array.clone(), endpoints, environment.clock.clone());
-    let rest = RestServer::start(rest_listener, service, array.clone(), nbd.statistics())
+    let rest = RestServer::start(rest_listener, service, array.clone(), nbd.statistics(), process_started)
         .map_err(failed("starting REST"))?;
 
     manager.tell(State::Ready(&ready_status(&array)));

@@ -20,6 +20,7 @@ use crate::api;
 use crate::api::Service;
 use crate::api::statistics::RestStatistics;
 use crate::array::Array;
+use crate::daemon::process;
 use crate::export::nbd::NbdStatistics;
 use crate::metrics;
 use crate::metrics::Sources;
@@ -40,7 +41,7 @@ pub(super) struct RestServer {
 }
 
 impl RestServer {
-    /// Starts serving on `listener`.
+    /// Starts serving on `listener`. `process_started` is when the process began, since the Unix epoch.
     ///
     /// # Errors
     /// What the operating system said.
@@ -49,6 +50,7 @@ impl RestServer {
         service: Service,
         array: Arc<Array>,
         nbd: Arc<NbdStatistics>,
+        process_started: Duration,
     ) -> std::io::Result<RestServer> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -60,6 +62,7 @@ impl RestServer {
             array,
             nbd,
             rest: service.statistics(),
+            process_started,
         }));
         let in_flight = service.in_flight();
         let router = api::router(Arc::new(service), metrics);
@@ -107,6 +110,8 @@ struct Counters {
     array: Arc<Array>,
     nbd: Arc<NbdStatistics>,
     rest: Arc<RestStatistics>,
+    /// Since the Unix epoch.
+    process_started: Duration,
 }
 
 async fn metrics_page(State(counters): State<Arc<Counters>>) -> Response {
@@ -117,6 +122,7 @@ async fn metrics_page(State(counters): State<Arc<Counters>>) -> Response {
             volumes: &volumes,
             nbd: &counters.nbd,
             rest: &counters.rest,
+            process: &process::figures(counters.process_started),
         })
     });
     match page.await {
