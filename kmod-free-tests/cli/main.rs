@@ -66,6 +66,8 @@ fn every_help_lists_the_exit_statuses() {
         &["status", "--help"],
         &["reduction", "--help"],
         &["check", "--help"],
+        &["completions", "--help"],
+        &["man", "--help"],
     ] {
         let help = text(&sinter(scratch.path()).args(arguments).output().unwrap());
         let flat = help.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -254,6 +254,7 @@ fn a_host_without_room_is_a_full_pool_until_it_has_room_again() {
     }
     let refused = refused.expect("the host's room is far less than was written");
     assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused}");
+    assert!(store.statistics().host_full, "whoever looks is told why");
     read_all(&store, &machine.model.sizes, &machine.model.now(), &[], "without room");
     machine.disk.limit_room(None);
     for lba in 0..8 {
@@ -261,5 +262,6 @@ fn a_host_without_room_is_a_full_pool_until_it_has_room_again() {
     }
     machine.flush(&store).unwrap();
     store.checkpoint().unwrap();
+    assert!(!store.statistics().host_full);
     read_all(&store, &machine.model.sizes, &machine.model.now(), &[], "with room again");
 }

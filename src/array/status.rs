@@ -12,6 +12,9 @@ use super::info::Problem;
 /// Lines of damage that are kept.
 const DAMAGE_LINES_MAX: usize = 100;
 
+/// The part of its rated erases from which on a pool is called worn.
+const WORN: f64 = 0.9;
+
 /// Bytes that one mapped block takes in a volume's map: the least that it can occupy.
 pub(super) const MAPPING_BYTES: u64 = 8;
 
@@ -31,11 +34,8 @@ impl Array {
         };
         let store = self.store.statistics();
         let used = BlockCount(store.mapped_blocks.saturating_sub(in_snapshots));
-        let mut problems = store_problems(&store);
-        problems.extend(self.damage.lock().iter().map(|line| Problem {
-            what: line.clone(),
-            hint: "stop the array and run `sinter check` to see all that is damaged".to_owned(),
-        }));
+        let damage = self.damage.lock().clone();
+        let problems = problems(&store, &damage, || self.largest_volume());
         ArrayStatus {
             name: self.name().to_owned(),
             health: if problems.is_empty() { Health::Healthy } else { Health::Degraded },
@@ -49,31 +49,88 @@ impl Array {
             store,
         }
     }
+
+    /// The volume that clients have written most to, and how much.
+    fn largest_volume(&self) -> Option<(String, ByteCount)> {
+        let largest = self.volumes().into_iter().max_by_key(|volume| volume.used_bytes)?;
+        Some((largest.name, largest.used_bytes))
+    }
 }
 
-/// What of the store's own state is a problem, the worst first.
-fn store_problems(store: &StoreStatistics) -> Vec<Problem> {
+/// What is wrong, the worst first. `largest` is asked for the volume that holds most, where that matters.
+fn problems(
+    store: &StoreStatistics,
+    damage: &[String],
+    largest: impl FnOnce() -> Option<(String, ByteCount)>,
+) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut add = |what: String, hint: &str| problems.push(Problem { what, hint: hint.to_owned() });
     if let Some(reason) = &store.stopped {
+        // A damaged pool is opened as damaged again, however often it is started.
+        let hint = if damage.iter().any(|line| reason.ends_with(line.as_str())) {
+            "stop the array; `sinter check` shows all that is damaged, `sinter serve --accept-loss` goes on with \
+             what is intact"
+        } else {
+            "look after the device, then start `sinter serve` again: it recovers the pool"
+        };
+        add(format!("the array takes no more writes: {reason}"), hint);
+    }
+    for line in damage {
+        add(line.clone(), "stop the array and run `sinter check` to see all that is damaged");
+    }
+    if store.bad_blocks > 0 {
         add(
-            format!("the array takes no more writes: {reason}"),
-            "look after the device, then start `sinter serve` again: it recovers the pool",
+            format!(
+                "{} stored blocks have failed their check: reading them is an I/O error",
+                store.bad_blocks
+            ),
+            "write them anew, from a backup; `sinter check`, with the array stopped, shows all that is damaged",
         );
     }
+    let free_some = "trim or delete what is not needed: `sinter volume list -s used` shows who holds most";
     if store.full {
         add(
-            "the pool is full: writes that need space are refused".to_owned(),
-            "trim or delete what is not needed: `sinter volume list -s used` shows who holds most",
+            format!("the pool is full, writes that need space are refused: {}", filling(store, largest())),
+            free_some,
         );
     } else if store.near_full {
-        let free = store.usable_bytes.saturating_sub(store.live_bytes);
+        add(format!("the pool is nearly full: {}", filling(store, largest())), free_some);
+    }
+    if store.host_full {
         add(
-            format!("the pool is nearly full: {free} of {} usable bytes are left", store.usable_bytes),
-            "trim or delete what is not needed: `sinter volume list -s used` shows who holds most",
+            "the file system below the pool had no room for it when it was last asked: writes that need space \
+             are refused"
+                .to_owned(),
+            "make room there (`df` shows how much is left); the next write asks again",
+        );
+    }
+    let rated = store.rated_cycles as f64;
+    if rated > 0.0 && store.erases_avg >= WORN * rated {
+        add(
+            format!(
+                "the pool is worn: its segments were erased {:.0} times on average, and are rated for {rated:.0}",
+                store.erases_avg
+            ),
+            "plan to replace its devices; `pool.rated_cycles` says what they are rated for",
         );
     }
     problems
+}
+
+/// By what the usable space is filled.
+fn filling(store: &StoreStatistics, largest: Option<(String, ByteCount)>) -> String {
+    let size = |bytes: u64| ByteCount(bytes).rounded();
+    let mut text = format!(
+        "{} of {} are left, {} hold data and {} metadata",
+        size(store.usable_bytes.saturating_sub(store.live_bytes)),
+        size(store.usable_bytes),
+        size(store.stored_data_bytes),
+        size(store.metadata_bytes)
+    );
+    if let Some((name, used)) = largest.filter(|(_, used)| used.0 > 0) {
+        text.push_str(&format!("; most is written to volume {name}, {} before reduction", used.rounded()));
+    }
+    text
 }
 
 /// The bytes that the pool's contents stand for over the bytes that they occupy; 1.0 where there are none.
@@ -141,6 +198,11 @@ mod tests {
         assert!(near(ratio(40_960_000, &store), 2000.0));
     }
 
+    fn of(store: &StoreStatistics, damage: &[&str]) -> Vec<Problem> {
+        let damage: Vec<String> = damage.iter().map(|line| (*line).to_owned()).collect();
+        problems(store, &damage, || Some(("big".to_owned(), ByteCount(3 << 30))))
+    }
+
     #[test]
     fn snapshots_are_no_reduction() {
         let before = StoreStatistics { referenced_blocks: 10, ..store(10, 20_480) };
@@ -154,18 +216,51 @@ mod tests {
 
     #[test]
     fn problems_are_listed_worst_first() {
-        assert!(store_problems(&StoreStatistics::default()).is_empty());
+        assert!(of(&StoreStatistics::default(), &[]).is_empty());
         let troubled = StoreStatistics {
             stopped: Some("pool.img: the disk is gone".to_owned()),
             full: true,
             near_full: true,
+            host_full: true,
+            bad_blocks: 3,
+            rated_cycles: 1000,
+            erases_avg: 901.0,
             ..StoreStatistics::default()
         };
-        let what: Vec<String> = store_problems(&troubled).into_iter().map(|problem| problem.what).collect();
-        assert_eq!(what.len(), 2, "a full pool is not called nearly full too");
-        assert!(what[0].contains("the disk is gone") && what[1].contains("full"));
-        let near_full = StoreStatistics { near_full: true, ..StoreStatistics::default() };
-        assert!(store_problems(&near_full)[0].what.contains("nearly full"));
+        let what: Vec<String> = of(&troubled, &["a page"]).into_iter().map(|problem| problem.what).collect();
+        let words =
+            ["the disk is gone", "a page", "3 stored blocks", "is full", "file system below", "is worn"];
+        assert_eq!(what.len(), words.len(), "a full pool is not called nearly full too: {what:?}");
+        assert!(what.iter().zip(words).all(|(what, word)| what.contains(word)), "{what:?}");
+        let worn = StoreStatistics { erases_avg: 899.0, stopped: None, ..troubled };
+        assert!(!of(&worn, &[]).iter().any(|problem| problem.what.contains("worn")));
+    }
+
+    #[test]
+    fn a_nearly_full_pool_says_by_what_it_is_filled() {
+        let store = StoreStatistics {
+            near_full: true,
+            usable_bytes: 16 << 30,
+            live_bytes: 15 << 30,
+            stored_data_bytes: 14 << 30,
+            metadata_bytes: 1 << 30,
+            ..StoreStatistics::default()
+        };
+        let what = &of(&store, &[])[0].what;
+        assert_eq!(
+            what,
+            "the pool is nearly full: 1.00 GiB of 16.0 GiB are left, 14.0 GiB hold data and 1.00 GiB metadata; \
+             most is written to volume big, 3.00 GiB before reduction"
+        );
+    }
+
+    #[test]
+    fn who_was_stopped_by_damage_is_not_told_to_start_again() {
+        let stopped =
+            |why: &str| StoreStatistics { stopped: Some(why.to_owned()), ..StoreStatistics::default() };
+        let hints = |why: &str| of(&stopped(why), &["LSN 7 is gone"]).remove(0).hint;
+        assert!(hints("the log is damaged: LSN 7 is gone").contains("--accept-loss"));
+        assert!(hints("syncing pool.img failed").contains("`sinter serve` again"));
     }
 
     #[test]

@@ -18,7 +18,9 @@ use crate::daemon::failure::Outcome;
 
 pub mod check;
 pub mod client;
+pub mod completions;
 pub mod image;
+pub mod man;
 pub mod mount;
 pub mod output;
 pub mod progress;
@@ -94,6 +96,10 @@ enum Verb {
     Wait(wait::Wait),
     /// Verify a pool that is not being served: every count and every checksum
     Check(check::Check),
+    /// Print the script that lets a shell complete this command line
+    Completions(completions::Completions),
+    /// Print the manual page, or write those of all verbs
+    Man(man::Man),
 }
 
 /// Which array is meant.
@@ -121,8 +127,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let matches = with_exit_statuses(Cli::command()).try_get_matches_from(arguments)?;
+    let matches = command().try_get_matches_from(arguments)?;
     Cli::from_arg_matches(&matches)
+}
+
+/// The whole command line.
+fn command() -> Command {
+    with_exit_statuses(Cli::command())
 }
 
 /// Every help text ends with the list of exit statuses.
@@ -160,6 +171,8 @@ fn dispatch(target: &Target, verb: Verb) -> Outcome {
         Verb::Flash { flags } => status::flash(&Client::new(&target.url)?, &flags),
         Verb::Wait(wait) => wait::run(&Client::new(&target.url)?, &wait),
         Verb::Check(check) => check::run(check),
+        Verb::Completions(completions) => completions::run(command(), &completions),
+        Verb::Man(man) => man::run(command(), &man),
     }
 }
 

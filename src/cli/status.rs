@@ -9,6 +9,7 @@ use crate::api::types::FlashMetrics;
 use crate::api::types::HealthState;
 use crate::api::types::ReductionMetrics;
 use crate::api::types::Status;
+use crate::api::types::Trouble;
 use crate::cli::client::Client;
 use crate::cli::client::parse;
 use crate::cli::output;
@@ -54,13 +55,22 @@ pub fn status(client: &Client, flags: &StatusFlags) -> Outcome {
     }
     let status: Status = parse(&answer)?;
     let mut text = String::new();
-    for trouble in &status.problems {
-        let _ = writeln!(text, "problem: {}\n   hint: {}", trouble.what, trouble.hint);
-    }
+    tell(&status.problems, &mut text);
     if !flags.only_trouble {
         describe(&status, &mut text);
     }
     output::data(text)
+}
+
+/// What is wrong, each line with what helps; where that is the same for several, once below them.
+fn tell(problems: &[Trouble], text: &mut String) {
+    let mut following = problems.iter().skip(1);
+    for trouble in problems {
+        let _ = writeln!(text, "problem: {}", trouble.what);
+        if following.next().is_none_or(|next| next.hint != trouble.hint) {
+            let _ = writeln!(text, "   hint: {}", trouble.hint);
+        }
+    }
 }
 
 fn describe(status: &Status, text: &mut String) {
@@ -72,19 +82,24 @@ fn describe(status: &Status, text: &mut String) {
         HealthState::Healthy => "healthy",
         HealthState::Degraded => "degraded",
     };
-    let _ = writeln!(
-        text,
-        "array       {} ({}), {health}, sinter {}",
-        status.array.name, status.array.id, status.array.version
-    );
+    let array = &status.array;
+    let _ = writeln!(text, "array       {} ({}), {health}, sinter {}", array.name, array.id, array.version);
+    let _ = writeln!(text, "time        {}, up {}", status.time, up(array.uptime_seconds));
     let capacity = &status.capacity;
     let _ = writeln!(
         text,
-        "pool        {} used of {} ({} usable), {} free",
+        "pool        {} used of {}, {} free",
         size(capacity.used_bytes),
         size(capacity.total_bytes),
-        size(capacity.usable_bytes),
         size(capacity.free_bytes)
+    );
+    let _ = writeln!(
+        text,
+        "live        {} of {} usable ({} %), {} of it metadata",
+        size(capacity.live_bytes),
+        size(capacity.usable_bytes),
+        percent(capacity.live_bytes, capacity.usable_bytes),
+        size(capacity.metadata_bytes)
     );
     let volumes = &status.volumes;
     let _ = writeln!(
@@ -116,6 +131,14 @@ fn describe(status: &Status, text: &mut String) {
         collection.runs,
         collection.reclaimed_segments,
         size(collection.moved_bytes)
+    );
+    let log = &status.log;
+    let _ = writeln!(
+        text,
+        "log         operation {}, {} not synced yet, {} checkpoints",
+        log.lsn,
+        log.lsn.saturating_sub(log.durable_lsn),
+        log.checkpoints
     );
     for (label, uri) in [("nbd", &status.endpoints.nbd), ("nbd socket", &status.endpoints.nbd_unix)] {
         if let Some(uri) = uri {
@@ -178,6 +201,26 @@ pub fn flash(client: &Client, flags: &FlashFlags) -> Outcome {
     output::data(text)
 }
 
+/// Whole percents, rounded down: what is not full is not called full.
+fn percent(part: u64, whole: u64) -> u128 {
+    u128::from(part) * 100 / u128::from(whole.max(1))
+}
+
+/// A time for people, in its two largest units.
+fn up(seconds: u64) -> String {
+    let units = [("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)];
+    let Some(first) = units.iter().position(|(_, length)| seconds >= *length) else {
+        return "0 s".to_owned();
+    };
+    let mut rest = seconds;
+    let parts = units.iter().skip(first).take(2).filter_map(|(unit, length)| {
+        let count = rest / length;
+        rest %= length;
+        (count > 0).then(|| format!("{count} {unit}"))
+    });
+    parts.collect::<Vec<_>>().join(" ")
+}
+
 /// Runs `sinter reduction`.
 ///
 /// # Errors
@@ -214,4 +257,36 @@ pub fn reduction(client: &Client, flags: &ReductionFlags) -> Outcome {
         size(metrics.bytes_saved.compression)
     );
     output::data(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hint_that_helps_several_is_given_once() {
+        let trouble = |what: &str, hint: &str| Trouble { what: what.to_owned(), hint: hint.to_owned() };
+        let mut text = String::new();
+        tell(&[trouble("a", "x"), trouble("b", "y"), trouble("c", "y")], &mut text);
+        assert_eq!(text, "problem: a\n   hint: x\nproblem: b\nproblem: c\n   hint: y\n");
+        text.clear();
+        tell(&[], &mut text);
+        assert_eq!(text, "");
+    }
+
+    #[test]
+    fn times_and_parts_for_people() {
+        let times = [
+            (0, "0 s"),
+            (59, "59 s"),
+            (60, "1 min"),
+            (3_661, "1 h 1 min"),
+            (90_000, "1 d 1 h"),
+            (86_401, "1 d"),
+        ];
+        for (seconds, shown) in times {
+            assert_eq!(up(seconds), shown);
+        }
+        assert_eq!((percent(999, 1000), percent(0, 0), percent(u64::MAX, u64::MAX)), (99, 0, 100));
+    }
 }

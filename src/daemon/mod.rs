@@ -10,12 +10,13 @@
 //! 6. the background threads start;
 //! 7. the Unix socket is bound (the pool's lock says that it is ours), NBD serves; mounts that a daemon of
 //!    this pool has left behind are taken away, and `fuse.mountpoint` is mounted; then REST serves;
-//! 8. what is served is announced.
+//! 8. the service manager is told, and what is served is announced.
 //!
 //! Stop, on SIGTERM or SIGINT: mounts are taken away, and whoever has a file open in one gets some time to
 //! close it; NBD and REST stop accepting, finish the requests they have and close;
 //! the background threads stop; a checkpoint makes everything durable; the devices are closed. A
-//! second signal ends the process at once, which loses nothing that was acknowledged.
+//! second signal ends the process at once, which loses nothing that was acknowledged: the next start
+//! replays the log instead.
 
 use std::net::SocketAddr;
 use std::net::TcpListener;
@@ -41,6 +42,8 @@ use crate::daemon::history::Recorder;
 use crate::daemon::measure::Measuring;
 use crate::daemon::mounts::Mounts;
 use crate::daemon::nbd::NbdServer;
+use crate::daemon::notify::Notifier;
+use crate::daemon::notify::State;
 use crate::daemon::pool::OpenPool;
 use crate::daemon::pool::OtherContent;
 use crate::daemon::quantity::round_size;
@@ -65,7 +68,9 @@ pub mod keys;
 mod measure;
 mod mounts;
 mod nbd;
+mod notify;
 pub mod pool;
+mod process;
 pub mod quantity;
 mod rest;
 pub mod system;
@@ -116,6 +121,9 @@ pub struct Serving {
 /// statuses; `Device` or `Stopped` where the array could not be closed in peace.
 pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome {
     abort_on_panic();
+    let environment = environment();
+    let process_started = environment.clock.since_unix_epoch();
+    let manager = Notifier::new(std::env::var_os(notify::VARIABLE).as_deref());
     let ServeOptions { config, data_directory, other_content, accept_loss, insecure_open, volumes } = options;
     if !insecure_open {
         refuse_open_addresses(&config)?;
@@ -127,9 +135,9 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     let rest_address = local_address(&rest_listener)?;
 
     pool::make_data_directory(&data_directory)?;
-    let environment = environment();
     let specs = pool::device_specs(&config, &data_directory);
     let store_options = store_options(&config, accept_loss);
+    manager.tell(State::Starting("opening the pool"));
     let OpenPool { store, report, paths } =
         pool::open(&specs, other_content, store_options, environment.clone())?;
     let array_options = ArrayOptions { name: config.array_name.clone() };
@@ -154,10 +162,17 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     let endpoints = endpoints(nbd.endpoints());
     let service = Service::new(array.clone(), endpoints, environment.clock.clone(), nbd.disconnector())
         .with_mounts(mounts.clone());
-    let rest =
-        RestServer::start(rest_listener, service, array.clone(), nbd.statistics(), mounts.statistics())
-            .map_err(failed("starting REST"))?;
+    let rest = RestServer::start(
+        rest_listener,
+        service,
+        array.clone(),
+        nbd.statistics(),
+        mounts.statistics(),
+        process_started,
+    )
+    .map_err(failed("starting REST"))?;
 
+    manager.tell(State::Ready(&ready_status(&array)));
     announce(&Serving {
         name: config.array_name,
         pool_paths: paths,
@@ -170,10 +185,9 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     });
     wait_for_signal(&mut signals);
     exit_at_next_signal(signals);
-    tracing::info!("stopping");
+    manager.tell(State::Stopping("taking mounts away"));
     mounts.stop();
-    nbd.stop();
-    rest.stop();
+    drain(&manager, nbd, rest);
     measuring.stop();
     recorder.stop();
     background.stop();
@@ -181,7 +195,27 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
         // It took no writes, so there is nothing to close; the next start shall see what this one saw.
         return Ok(());
     }
-    close(&store)
+    manager.tell(State::Stopping("making everything durable"));
+    close(&store)?;
+    tracing::info!("stopped: everything is durable");
+    Ok(())
+}
+
+/// Stops accepting, and lets the requests under way be answered.
+fn drain(manager: &Notifier, nbd: NbdServer, rest: RestServer) {
+    tracing::info!("stopping: answering the requests under way");
+    manager.tell(State::Stopping("answering the requests under way"));
+    nbd.stop();
+    rest.stop();
+}
+
+/// What the service manager shows of a daemon that serves: what is wrong, if anything is.
+fn ready_status(array: &Array) -> String {
+    let status = array.status();
+    match status.problems.first() {
+        None => format!("serving array {}, {} volumes", status.name, status.volumes),
+        Some(problem) => format!("serving array {}, but {}", status.name, problem.what),
+    }
 }
 
 /// What the store is told of the configuration.

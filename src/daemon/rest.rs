@@ -20,6 +20,7 @@ use crate::api;
 use crate::api::Service;
 use crate::api::statistics::RestStatistics;
 use crate::array::Array;
+use crate::daemon::process;
 use crate::export::fuse::FuseStatistics;
 use crate::export::nbd::NbdStatistics;
 use crate::metrics;
@@ -41,7 +42,7 @@ pub(super) struct RestServer {
 }
 
 impl RestServer {
-    /// Starts serving on `listener`.
+    /// Starts serving on `listener`. `process_started` is when the process began, since the Unix epoch.
     ///
     /// # Errors
     /// What the operating system said.
@@ -51,6 +52,7 @@ impl RestServer {
         array: Arc<Array>,
         nbd: Arc<NbdStatistics>,
         fuse: Arc<FuseStatistics>,
+        process_started: Duration,
     ) -> std::io::Result<RestServer> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -63,6 +65,7 @@ impl RestServer {
             nbd,
             fuse,
             rest: service.statistics(),
+            process_started,
         }));
         let in_flight = service.in_flight();
         let router = api::router(Arc::new(service), metrics);
@@ -111,6 +114,8 @@ struct Counters {
     nbd: Arc<NbdStatistics>,
     fuse: Arc<FuseStatistics>,
     rest: Arc<RestStatistics>,
+    /// Since the Unix epoch.
+    process_started: Duration,
 }
 
 async fn metrics_page(State(counters): State<Arc<Counters>>) -> Response {
@@ -122,6 +127,7 @@ async fn metrics_page(State(counters): State<Arc<Counters>>) -> Response {
             nbd: &counters.nbd,
             fuse: &counters.fuse,
             rest: &counters.rest,
+            process: &process::figures(counters.process_started),
         })
     });
     match page.await {

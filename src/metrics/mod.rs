@@ -20,7 +20,10 @@ use crate::metrics::text::Kind;
 use crate::metrics::text::Page;
 use crate::metrics::text::Samples;
 
+mod operator;
 pub mod text;
+
+pub use operator::ProcessFigures;
 
 /// What a page of metrics is made from.
 #[derive(Clone, Copy)]
@@ -35,6 +38,8 @@ pub struct Sources<'a> {
     pub fuse: &'a FuseStatistics,
     /// What REST counts.
     pub rest: &'a RestStatistics,
+    /// What the operating system says of the process.
+    pub process: &'a ProcessFigures,
 }
 
 /// One metric: what it is called and where it comes from.
@@ -49,30 +54,35 @@ pub struct Metric {
 }
 
 /// All metrics, in the order of the page.
-pub static METRICS: &[Metric] = &[
+pub fn all() -> impl Iterator<Item = &'static Metric> {
+    METRICS.iter().chain(operator::METRICS)
+}
+
+/// What clients ask for, and what becomes of it in the engine.
+static METRICS: &[Metric] = &[
     Metric {
         name: "sinter_volume_read_bytes_total",
         kind: Kind::Counter,
         help: "Bytes that clients read from the volume.",
-        read: |from, to| each_volume(from, to, |volume| volume.counters.read_bytes),
+        read: |from, to| operator::each_volume(from, to, |volume| volume.counters.read_bytes),
     },
     Metric {
         name: "sinter_volume_read_ops_total",
         kind: Kind::Counter,
         help: "Reads of the volume.",
-        read: |from, to| each_volume(from, to, |volume| volume.counters.read_ops),
+        read: |from, to| operator::each_volume(from, to, |volume| volume.counters.read_ops),
     },
     Metric {
         name: "sinter_volume_write_bytes_total",
         kind: Kind::Counter,
         help: "Bytes that clients wrote to the volume.",
-        read: |from, to| each_volume(from, to, |volume| volume.counters.write_bytes),
+        read: |from, to| operator::each_volume(from, to, |volume| volume.counters.write_bytes),
     },
     Metric {
         name: "sinter_volume_write_ops_total",
         kind: Kind::Counter,
         help: "Writes to the volume.",
-        read: |from, to| each_volume(from, to, |volume| volume.counters.write_ops),
+        read: |from, to| operator::each_volume(from, to, |volume| volume.counters.write_ops),
     },
     Metric {
         name: "sinter_volumes",
@@ -246,16 +256,10 @@ pub static METRICS: &[Metric] = &[
 #[must_use]
 pub fn render(sources: &Sources<'_>) -> String {
     let mut page = Page::default();
-    for metric in METRICS {
+    for metric in all() {
         (metric.read)(sources, &mut page.metric(metric.name, metric.kind, metric.help));
     }
     page.finish()
-}
-
-fn each_volume(from: &Sources<'_>, to: &mut Samples<'_>, read: fn(&VolumeInfo) -> u64) {
-    for volume in from.volumes {
-        to.count(&[("volume", &volume.name)], read(volume));
-    }
 }
 
 fn request_durations(from: &Sources<'_>, to: &mut Samples<'_>) {
@@ -328,15 +332,18 @@ mod tests {
             reduction_ratio_with_thin_provisioning: 1.0,
         };
         let (nbd, fuse) = (NbdStatistics::default(), FuseStatistics::default());
-        let rest = RestStatistics::default();
-        let page = render(&Sources { status: &status, volumes: &[], nbd: &nbd, fuse: &fuse, rest: &rest });
-        let names: BTreeSet<&str> = METRICS.iter().map(|metric| metric.name).collect();
-        assert_eq!(names.len(), METRICS.len());
-        for metric in METRICS {
+        let (rest, process) = (RestStatistics::default(), ProcessFigures::default());
+        let (nbd, fuse, rest, process) = (&nbd, &fuse, &rest, &process);
+        let sources = Sources { status: &status, volumes: &[], nbd, fuse, rest, process };
+        let page = render(&sources);
+        let names: BTreeSet<&str> = all().map(|metric| metric.name).collect();
+        assert_eq!(names.len(), all().count());
+        for metric in all() {
             assert!(page.contains(&format!("# HELP {} ", metric.name)), "{}", metric.name);
             assert!(page.contains(&format!("# TYPE {} ", metric.name)), "{}", metric.name);
             assert_eq!(metric.kind == Kind::Counter, metric.name.ends_with("_total"), "{}", metric.name);
         }
         assert!(page.contains("\nsinter_pool_capacity_bytes 1073741824\n"), "{page}");
+        assert!(!page.contains("\nprocess_open_fds "), "nobody knows, so nothing is said: {page}");
     }
 }

@@ -35,7 +35,7 @@ mod table;
 mod walk;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use crate::device::Device;
 use crate::format::superblock::Superblock;
@@ -80,6 +80,8 @@ pub struct Store {
 /// Counters since the store was opened.
 #[derive(Debug, Default)]
 struct Figures {
+    /// The host had no room for a segment when it was last asked for some.
+    host_full: AtomicBool,
     checkpoint_nanoseconds: AtomicU64,
     log_syncs: AtomicU64,
     log_sync_nanoseconds: AtomicU64,

@@ -1,5 +1,7 @@
 //! Attempts under the lock, and what happens between them: reading pages, finding room.
 
+use std::sync::atomic::Ordering;
+
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::location::Location;
@@ -45,7 +47,7 @@ impl Store {
             };
             let seen_to = match stall {
                 Stall::Load(key, pointer) => self.load(key, &pointer, &mut pinned),
-                Stall::Allocate(segment) => self.allocate(segment),
+                Stall::Allocate(segment) => self.note_room(self.allocate(segment)),
                 Stall::Room(room) => {
                     // Waiting must hold nothing: what was brought in may go.
                     self.unpin(&mut pinned);
@@ -156,6 +158,13 @@ impl Store {
             return Ok(());
         }
         Err(Error::caused(kind, format!("making room for a segment on {}", device.name()), error))
+    }
+
+    /// Keeps in mind whether the host had room.
+    fn note_room(&self, allocated: Result<()>) -> Result<()> {
+        let full = matches!(&allocated, Err(error) if error.kind() == ErrorKind::NoSpace);
+        self.figures.host_full.store(full, Ordering::Relaxed);
+        allocated
     }
 
     /// Lets maintenance make room, or does it.

@@ -145,6 +145,8 @@ pub struct StoreStatistics {
     pub full: bool,
     /// Whether less than a sixteenth of the usable space is left.
     pub near_full: bool,
+    /// Whether the file systems below the devices had no room for a segment when they were last asked for some.
+    pub host_full: bool,
     /// Erase cycles that a segment is rated for.
     pub rated_cycles: u64,
     /// Blocks whose stored bytes have failed their check since the store was opened.
@@ -223,6 +225,7 @@ impl Store {
             stopped: core.stopped.clone(),
             full: left < ONE_BLOCK_BYTES,
             near_full: left < self.geometry.usable_bytes / 16,
+            host_full: self.figures.host_full.load(Ordering::Relaxed),
             rated_cycles: u64::from(self.options.rated_cycles),
             bad_blocks: core.bad_blocks.len() as u64,
         }
