@@ -118,6 +118,28 @@ fn changed_blocks_are_offered_to_backup_tools() {
     );
     assert_eq!(map("v", "sinter:changed-since:v@tuesday").iter().filter(|extent| extent.2 == 1).count(), 1);
     assert_eq!(map("v@tuesday", "base:allocation").len(), 4);
+    let script = r#"
+import nbd
+h = nbd.NBD()
+for context in ["base:allocation", "sinter:changed-since:monday", "sinter:changed-since:none"]:
+    h.add_meta_context(context)
+h.connect_uri(URI)
+assert h.can_meta_context("sinter:changed-since:monday") and not h.can_meta_context("sinter:changed-since:none")
+found = {}
+def see(context, offset, entries, error):
+    found[context] = entries
+h.block_status(8 << 20, 0, see)
+assert sorted(found) == ["base:allocation", "sinter:changed-since:monday"], found
+assert found["sinter:changed-since:monday"][:4] == [1 << 20, 0, 4096, 1], found
+assert found["base:allocation"][:4] == [4096, 0, (1 << 20) - 4096, 3], found
+found.clear()
+h.block_status(4096, 1 << 20, see, nbd.CMD_FLAG_REQ_ONE)
+assert found["sinter:changed-since:monday"] == [4096, 1] and found["base:allocation"] == [4096, 0], found
+h.shutdown()
+"#;
+    let script = script.replace("URI", &format!("{:?}", daemon.uri("v")));
+    let output = std::process::Command::new("/usr/bin/python3").args(["-c", &script]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let listed = std::process::Command::new("nbdinfo").args(["--json", &daemon.uri("v")]).output().unwrap();
     let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
     assert_eq!(

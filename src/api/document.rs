@@ -132,6 +132,7 @@ fn path_parameters(path: &str) -> Vec<Value> {
 fn parameter(parameter: &Parameter) -> Value {
     let schema = match parameter.kind {
         Kind::Text => json!({ "type": "string" }),
+        Kind::Pattern(pattern) => json!({ "type": "string", "pattern": pattern }),
         Kind::Flag => json!({ "type": "boolean", "default": false }),
         Kind::Number { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
     };

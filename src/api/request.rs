@@ -317,12 +317,25 @@ fn number(value: Value) -> Result<f64, &'static str> {
 }
 
 fn whole_number(value: Value) -> Result<u64, &'static str> {
-    value.as_u64().ok_or("must be a whole number of 0 or more")
+    whole(&value).ok_or("must be a whole number of 0 or more")
+}
+
+/// A whole number, also one that is written with a fraction of zero.
+fn whole(value: &Value) -> Option<u64> {
+    /// Beyond it not every whole number is a float.
+    const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "whole and between 0 and 2^53, as just checked"
+    )]
+    let of_float =
+        |number: f64| (number.fract() == 0.0 && (0.0..=EXACT_MAX).contains(&number)).then_some(number as u64);
+    value.as_u64().or_else(|| value.as_f64().and_then(of_float))
 }
 
 fn size_bytes(value: Value) -> Result<u64, &'static str> {
-    value
-        .as_u64()
+    whole(&value)
         .filter(|bytes| (1..=SIZE_BYTES_MAX).contains(bytes))
         .ok_or("must be a whole number of bytes above 0 and at most 256 TiB")
 }
@@ -420,6 +433,10 @@ mod tests {
         let small = create_volume(br#"{"name": "n", "size_gb": 0.5, "description": null}"#).unwrap();
         assert_eq!(small.size_bytes, 1 << 29);
         assert_eq!(create_volume(br#"{"name": "n", "size_bytes": 4097}"#).unwrap().size_bytes, 4097);
+        assert_eq!(create_volume(br#"{"name": "n", "size_bytes": 4.096e3}"#).unwrap().size_bytes, 4096);
+        assert!(write(br#"{"offset": 18446744073709551615, "data": ""}"#).is_ok());
+        assert!(write(br#"{"offset": 1.8446744073709552e19, "data": ""}"#).is_err());
+        assert!(write(br#"{"offset": -0.5, "data": ""}"#).is_err());
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub(super) enum Place {
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     Text,
+    /// Text that a regular expression matches.
+    Pattern(&'static str),
     Flag,
     /// A whole number within bounds.
     Number {
@@ -133,7 +135,7 @@ const LIST: &[Parameter] = &[
     Parameter {
         name: "cursor",
         place: Place::Query,
-        kind: Kind::Text,
+        kind: Kind::Pattern("^[A-Za-z0-9_-]+$"),
         about: "`next_cursor` of the page before",
     },
 ];
@@ -155,7 +157,7 @@ const LAZY: Parameter = Parameter {
 const IF_MATCH: Parameter = Parameter {
     name: "If-Match",
     place: Place::Header,
-    kind: Kind::Text,
+    kind: Kind::Pattern(r#"^(\*|(W/)?"[^"]*"( *, *(W/)?"[^"]*")*)$"#),
     about: "Entity tags, as `ETag` gave them: nothing is changed unless the volume still has one of them",
 };
 

@@ -10,6 +10,7 @@
 //! held while the store waits, and no I/O and no query ever asks for it. `catalog` guards the maps in
 //! memory, for moments. Waiting for durability holds neither: verbs that come together share a sync.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -187,11 +188,13 @@ impl Array {
     /// against the rules; `Exists` for a name that is taken; `NoSpace`, `ReadOnly`, `Stopped`, `Device`.
     pub fn update_volume<'a>(&self, which: impl Into<Which<'a>>, update: VolumeUpdate) -> Result<VolumeInfo> {
         let which = which.into();
+        // What is wrong in itself is said first, whatever the volume is like.
+        update.name.as_deref().map_or(Ok(()), rules::check_name)?;
+        let nothing = BTreeMap::new();
+        let tags = update.tags.as_ref().unwrap_or(&nothing);
+        rules::check_text(update.description.as_deref().unwrap_or_default(), tags)?;
         self.change(which, |record| {
-            if let Some(name) = update.name {
-                rules::check_name(&name)?;
-                record.name = name;
-            }
+            record.name = update.name.unwrap_or_else(|| record.name.clone());
             record.description = update.description.unwrap_or_else(|| record.description.clone());
             record.tags = update.tags.unwrap_or_else(|| record.tags.clone());
             rules::check_text(&record.description, &record.tags)
