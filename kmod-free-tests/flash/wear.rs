@@ -38,7 +38,7 @@ fn skewed_overwrites_move_less() {
 #[test]
 fn segments_wear_evenly_over_a_long_skewed_run() {
     for percent in [25, 80] {
-        let mut load = Load::new(ByteCount(12 * MIB), options(ByteCount(64 << 10), ByteCount(MIB / 2)), 5);
+        let mut load = Load::new(ByteCount(32 * MIB), options(ByteCount(64 << 10), ByteCount(MIB / 2)), 5);
         load.fill(percent);
         let mut mean = 0.0;
         while mean < 80.0 {
