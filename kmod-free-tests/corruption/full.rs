@@ -1,7 +1,7 @@
 //! Space comes back: a full pool refuses writes, and nothing else, until something is freed.
 
 use sinter::error::ErrorKind;
-use sinter::store::Store;
+use sinter::store::{CloneRequest, Store};
 use sinter::sync::seeded::SeededNumbers;
 use sinter::units::ObjectNumber;
 
@@ -107,4 +107,74 @@ fn a_pool_four_fifths_full_can_be_overwritten_again_and_again() {
     read_all(&store, &machine.model.sizes, &machine.model.now(), &[], "overwritten");
     assert_eq!(store.verify(&mut |_, _| {}).unwrap().faults, []);
     assert!(store.statistics().collected_segments > 0, "nothing was collected");
+}
+
+/// A checkpoint may find that pages take less than the account has set aside for them: then a little more fits.
+fn write_until_refused(
+    machine: &mut Machine,
+    store: &Store,
+    object: ObjectNumber,
+    numbers: &mut SeededNumbers,
+) {
+    for first in 0..40 {
+        if let Err(error) = machine.write(store, object, first * BATCH, &fresh(numbers)) {
+            assert_eq!(error.kind(), ErrorKind::NoSpace);
+            return;
+        }
+    }
+    panic!("a full pool takes one write after the other");
+}
+
+/// Writes stop first, then trims that copy shared nodes, then new snapshots; deletes always go.
+#[test]
+fn a_full_pool_with_snapshots_refuses_in_order_and_recovers() {
+    let (mut machine, store) = Machine::new(63, 640);
+    let mut numbers = SeededNumbers::new(63);
+    let mut volume = machine.create(&store, 12_000);
+    let mut filled = Vec::new();
+    for round in 0..3 {
+        let first = machine.clone_of(&store, volume).unwrap();
+        filled.push(fill(&mut machine, &store, volume, &mut numbers));
+        let snapshot = machine.clone_of(&store, volume).expect("a snapshot of a full pool");
+        write_until_refused(&mut machine, &store, snapshot, &mut numbers);
+        // Each leaf is copied, for a hole: some of these go while writes do not.
+        machine.zero(&store, volume, 0, 1).expect("a trim that copies what is shared");
+        machine.zero(&store, volume, 512, 1).expect("a trim that copies what is shared");
+        // The snapshot holds what was trimmed.
+        write_until_refused(&mut machine, &store, volume, &mut numbers);
+        read_all(&store, &machine.model.sizes, &machine.model.now(), &[], "full");
+
+        // New snapshots stop as well, at some time; a trim takes less, so that it may still go.
+        let mut made = Vec::new();
+        let refused = loop {
+            assert!(made.len() < 10_000, "snapshots without end");
+            let mut opaque = vec![0; 3584];
+            numbers.fill(&mut opaque);
+            match store.clone_objects(&[CloneRequest { source: volume, opaque: &opaque }]) {
+                Ok((objects, _)) => made.push(objects[0]),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(refused.kind(), ErrorKind::NoSpace);
+        if let Err(refused) = machine.zero(&store, snapshot, 0, 1) {
+            assert_eq!(refused.kind(), ErrorKind::NoSpace);
+        }
+        for object in made {
+            store.delete_object(object).expect("deletes always go");
+        }
+        machine.delete(&store, first).unwrap();
+        if round % 2 == 0 {
+            machine.zero(&store, snapshot, 0, 12_000).expect("nothing is copied for a whole tree");
+            machine.zero(&store, volume, 0, 12_000).unwrap();
+            machine.delete(&store, snapshot).unwrap();
+        } else {
+            machine.delete(&store, volume).unwrap();
+            machine.delete(&store, snapshot).unwrap();
+            volume = machine.create(&store, 12_000);
+        }
+        background(&store);
+        assert_eq!(store.verify(&mut |_, _| {}).unwrap().faults, [], "round {round}");
+    }
+    let (least, most) = (filled.iter().min().unwrap(), filled.iter().max().unwrap());
+    assert!(least * 10 >= most * 9, "space was lost: {filled:?}");
 }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use sinter::device::Device;
 use sinter::device::faulty::{DiskSnapshot, FaultPlan, FaultyDisk};
 use sinter::error::{Error, ErrorKind};
-use sinter::store::{CheckMode, CheckReport, Environment, OpenReport, Store, StoreOptions, check};
+use sinter::store::{
+    CheckMode, CheckReport, CloneRequest, Environment, OpenReport, Store, StoreOptions, check,
+};
 use sinter::sync::seeded::{SeededNumbers, mix};
 use sinter::sync::{Clock, RandomSource};
 use sinter::units::{BLOCK_BYTES, BlockCount, ByteCount, Lba, Lsn, ObjectNumber};
@@ -199,6 +201,16 @@ impl Machine {
         let size = self.model.sizes.remove(&object.0).unwrap();
         self.model.changes.push((lsn.0, (0..size).map(|lba| ((object.0, lba), 0)).collect()));
         Ok(())
+    }
+
+    /// A new volume with what another one holds now.
+    pub(crate) fn clone_of(&mut self, store: &Store, source: ObjectNumber) -> Result<ObjectNumber, Error> {
+        let (made, lsn) = store.clone_objects(&[CloneRequest { source, opaque: b"clone" }])?;
+        let of_source = self.model.now().into_iter().filter(|((object, _), _)| *object == source.0);
+        let blocks = of_source.map(|((_, lba), content)| ((made[0].0, lba), content)).collect();
+        self.model.changes.push((lsn.0, blocks));
+        self.model.sizes.insert(made[0].0, self.model.sizes[&source.0]);
+        Ok(made[0])
     }
 
     /// Makes everything durable, and lets the log say so.

@@ -115,26 +115,40 @@ fn planted_faults_are_found() {
     assert!(missed.is_empty(), "planted faults that were not found: {missed:?}");
 }
 
-/// The same short life again and again, crashed one I/O later each time.
-#[test]
-fn p1_a_short_life_is_whole_after_a_crash_at_every_io() {
-    const STEPS: u64 = 150;
+/// The same short lives again and again, crashed one I/O later each time.
+fn crash_at_every_io(seeds: std::ops::Range<u64>, steps: u64, snapshots: bool) {
     let mut crashes = 0;
-    for seed in 3_000_000..3_000_003 {
-        let (mut world, store) = World::new(seed, PlantedFaults::default());
+    for seed in seeds {
+        let begin = || {
+            let (mut world, store) = World::new(seed, PlantedFaults::default());
+            world.snapshots = snapshots;
+            (world, store)
+        };
+        let (mut world, store) = begin();
         let before = world.plan.counts().total();
-        world.alone(&store, STEPS);
+        world.alone(&store, steps);
         let ios = world.plan.counts().total() - before;
         assert!(ios > 50, "seed {seed}: {ios} I/Os are too short a life");
         for stop in 0..ios {
-            let (mut world, store) = World::new(seed, PlantedFaults::default());
+            let (mut world, store) = begin();
             world.plan.stop_after(stop);
-            world.alone(&store, STEPS);
+            world.alone(&store, steps);
             drop(store);
             let crash = if stop % 3 == 0 { Crash::Process } else { Crash::Power };
             world.reopen(crash, false);
             crashes += 1;
         }
     }
-    println!("crashed at every I/O of three short lives: {crashes} crashes");
+    println!("crashed at every I/O of short lives: {crashes} crashes");
+}
+
+#[test]
+fn p1_a_short_life_is_whole_after_a_crash_at_every_io() {
+    crash_at_every_io(3_000_000..3_000_003, 150, false);
+}
+
+/// P4: snapshots, clones, restores and deletes, half done.
+#[test]
+fn p4_a_short_life_of_snapshots_is_whole_after_a_crash_at_every_io() {
+    crash_at_every_io(4_000_000..4_000_006, 100, true);
 }

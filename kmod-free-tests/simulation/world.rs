@@ -58,6 +58,8 @@ pub(crate) struct World {
     environment: Environment,
     /// Crashes so far.
     pub(crate) crashes: u64,
+    /// Whether a client that is alone is busy with snapshots, clones, restores and deletes above all.
+    pub(crate) snapshots: bool,
 }
 
 /// How a crash comes.
@@ -106,6 +108,7 @@ impl World {
             options,
             environment,
             crashes: 0,
+            snapshots: false,
         };
         let store = Store::create(world.devices(), world.options.clone(), world.environment.clone())
             .unwrap_or_else(|error| panic!("seed {seed}: a new pool: {error}"));
@@ -188,6 +191,7 @@ impl World {
         self.promises.acknowledged.store(last, Ordering::Relaxed);
         let state = self.recorder.history().state;
         compare(store, &state, seed, &mut self.numbers, true);
+        compare_diff(store, &state, seed, &mut self.numbers);
         verify(store, seed, self.crashes);
     }
 
@@ -223,6 +227,7 @@ impl World {
     pub(crate) fn alone(&mut self, store: &Store, steps: u64) {
         let mut numbers = self.numbers.branch();
         let mut client = Client::new(store, &self.promises, 0);
+        client.snapshots = self.snapshots;
         for _ in 0..steps {
             if self.plan.is_stopped() || !client.step(&mut numbers) {
                 return;
@@ -315,6 +320,32 @@ pub(crate) fn compare(store: &Store, state: &State, seed: u64, numbers: &mut See
     }
 }
 
+/// What `diff` calls the same in two volumes is the same.
+fn compare_diff(store: &Store, state: &State, seed: u64, numbers: &mut SeededNumbers) {
+    if state.is_empty() {
+        return;
+    }
+    let volumes: Vec<u64> = state.keys().copied().collect();
+    let (older, newer) = (volumes[numbers.index(volumes.len())], volumes[numbers.index(volumes.len())]);
+    let (before, now) = (&state[&older].blocks, &state[&newer]);
+    let runs_max = 1 + numbers.index(20);
+    let mut at = 0;
+    while at < now.size {
+        let left = BlockCount(now.size - at);
+        let runs = store.diff(ObjectNumber(older), ObjectNumber(newer), Lba(at), left, runs_max);
+        for run in runs.unwrap_or_else(|error| panic!("seed {seed}: diff of {older} and {newer}: {error}")) {
+            let range = at..at + run.blocks.0;
+            assert!(
+                run.changed.is_some() || before.range(range.clone()).eq(now.blocks.range(range)),
+                "seed {seed}: diff calls {} blocks from {at} on of {older} and {newer} the same",
+                run.blocks
+            );
+            at += run.blocks.0;
+        }
+    }
+    assert_eq!(at, now.size, "seed {seed}: diff of {older} and {newer}");
+}
+
 /// `check` finds nothing.
 pub(crate) fn verify(store: &Store, seed: u64, crashes: u64) {
     let report = store.verify(&mut |_, _| {}).unwrap_or_else(|error| panic!("seed {seed}: check: {error}"));
@@ -331,18 +362,23 @@ struct Client<'a> {
     store: &'a Store,
     promises: &'a Promises,
     name: u64,
+    snapshots: bool,
 }
 
 impl<'a> Client<'a> {
     fn new(store: &'a Store, promises: &'a Promises, name: u64) -> Client<'a> {
-        Client { store, promises, name }
+        Client { store, promises, name, snapshots: false }
     }
 
     /// One request; `false` when the world has stopped.
     fn step(&mut self, numbers: &mut SeededNumbers) -> bool {
         let objects = self.store.objects().expect("objects are in memory");
         let chosen = (!objects.is_empty()).then(|| objects[numbers.index(objects.len())].clone());
-        let outcome = match (numbers.below(100), chosen) {
+        let verb = match numbers.below(100) {
+            _ if self.snapshots && numbers.chance(1, 2) => [2, 4, 4, 7, 7, 8][numbers.index(6)],
+            verb => verb,
+        };
+        let outcome = match (verb, chosen) {
             (0..2, _) | (_, None) if objects.len() < 5 => self.create(numbers),
             (2, Some(object)) => self.finish(self.store.delete_object(object.number), true),
             (3, Some(object)) => {

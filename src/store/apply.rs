@@ -194,8 +194,9 @@ impl Store {
             core.in_its_turn(shipment, |core| {
                 core.writable()?;
                 let (prepared, needs) = core.prepare_operation(&operation, usize::MAX)?;
-                core.check_room(&needs, 0, Claim::of_zero(&needs))?;
-                core.prepare_log(operation.encode(0).len())?;
+                let claim = Claim::of_zero(&needs);
+                core.check_room(&needs, 0, claim)?;
+                core.prepare_log(operation.encode(0).len(), claim.segments_kept(&self.geometry))?;
                 self.enter(core, &operation, &prepared, &Arc::default(), Vec::new);
                 Ok(())
             })

@@ -210,7 +210,7 @@ impl Store {
         let records_max = to_grain(FRAME_HEADER_BYTES + reduction.blocks.len() * MAPPING_RECORD_BYTES_MAX);
         let frame_max = records_max + reduction.payload.len();
         core.check_room(&needs, frame_max as u64, Claim::Write)?;
-        core.prepare_log(frame_max)?;
+        core.prepare_log(frame_max, Claim::Write.segments_kept(&self.geometry))?;
 
         for _ in 0..taken {
             core.take_id(Space::Blocks);
@@ -342,8 +342,9 @@ impl Store {
                 let Prepared::Zero(plan) = &prepared else {
                     return Ok((Lsn(0), count.0));
                 };
-                core.check_room(&needs, 0, Claim::of_zero(&needs))?;
-                core.prepare_log(FRAME_HEADER_BYTES + 16)?;
+                let claim = Claim::of_zero(&needs);
+                core.check_room(&needs, 0, claim)?;
+                core.prepare_log(FRAME_HEADER_BYTES + 16, claim.segments_kept(&self.geometry))?;
                 let covered = plan.covered;
                 let operation =
                     LoggedOperation::Zero { object, first: first.plus(done), count: BlockCount(covered) };

@@ -59,6 +59,8 @@ pub(crate) struct Objects {
     by_number: FxHashMap<u64, usize>,
     vacant: BTreeSet<usize>,
     dirty: BTreeSet<usize>,
+    /// How many were added since the last picture: the account knows of their pages before these are stored.
+    added: usize,
     /// Number of the next object.
     pub(crate) next: u64,
 }
@@ -92,6 +94,7 @@ impl Objects {
         self.by_number.insert(object.number.0, slot);
         self.slots[slot] = Some(object);
         self.dirty.insert(slot);
+        self.added += 1;
     }
 
     /// An object.
@@ -135,6 +138,7 @@ impl Objects {
 
     /// Takes the picture: slots that have changed since the last.
     pub(crate) fn freeze(&mut self) -> Vec<(u64, Option<ObjectSlot>)> {
+        self.added = 0;
         std::mem::take(&mut self.dirty)
             .into_iter()
             .map(|slot| (slot as u64, self.slots[slot].clone()))
@@ -242,13 +246,14 @@ impl Core {
         !self.log.is_in_memory(segment) && !self.leaving.contains(&segment)
     }
 
-    /// Bytes in use that the account knows of: live ones, and pages that are dirty and not yet stored.
+    /// Bytes in use that the account knows of: live ones, and pages that are dirty or new and not yet stored.
     pub(crate) fn accounted_bytes(&self) -> u64 {
         self.segments.live_bytes() + self.unstored_metadata_bytes()
     }
 
-    /// Bytes that dirty pages will take at most when they are stored.
+    /// Bytes that dirty pages and those of new objects will take at most when they are stored.
     pub(crate) fn unstored_metadata_bytes(&self) -> u64 {
-        self.cache.dirty_pages() as u64 * 4160
+        let pages = self.cache.dirty_pages() + 2 * self.objects.added;
+        pages as u64 * 4160
     }
 }

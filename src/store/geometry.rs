@@ -138,8 +138,8 @@ impl Geometry {
             dirty_start: as_count(dirty_limit / 2),
             changes: as_count(changes),
             usable_bytes,
-            trim_bytes: usable_bytes + pool_bytes / 64,
-            management_bytes: usable_bytes + pool_bytes / 32,
+            trim_bytes: usable_bytes + pool_bytes / 128,
+            management_bytes: usable_bytes + pool_bytes / 64,
             checkpoint_segments: as_count(checkpoint_segments),
         })
     }

@@ -118,7 +118,7 @@ impl Store {
             _ => Claim::Management,
         };
         core.check_room(&needs, frame_len as u64, claim)?;
-        core.prepare_log(frame_len)?;
+        core.prepare_log(frame_len, claim.segments_kept(&self.geometry))?;
         Ok(self.enter(core, operation, &prepared, &Arc::default(), Vec::new))
     }
 }

@@ -13,6 +13,7 @@ use crate::units::{BLOCK_BYTES, BlockCount, BlockId, Lba, MapNodeId, ObjectNumbe
 use super::blocks::ids::Space;
 use super::blocks::table::{block_page, count_page};
 use super::core::{Core, Room, Stall};
+use super::geometry::Geometry;
 use super::map::change::Needs;
 use super::map::zero::ZeroPlan;
 use super::map::{ObjectRoot, level_for, span};
@@ -38,6 +39,17 @@ pub(crate) enum Claim {
 }
 
 impl Claim {
+    /// Segments that its log leaves free. What makes space takes one of the next checkpoint but one where it must:
+    /// its log holds nothing that is live, so that the next checkpoint gives the segment back.
+    pub(crate) fn segments_kept(self, geometry: &Geometry) -> usize {
+        let of_checkpoints = 2 * geometry.checkpoint_segments;
+        match self {
+            Claim::Write => geometry.log_keeps_free(),
+            Claim::Trim | Claim::Management => of_checkpoints + 2,
+            Claim::Nothing => geometry.checkpoint_segments,
+        }
+    }
+
     /// A trim that copies no node makes space.
     pub(crate) fn of_zero(needs: &Needs) -> Claim {
         if needs.nodes > 0 { Claim::Trim } else { Claim::Nothing }

@@ -289,11 +289,12 @@ impl OpenLog {
 }
 
 impl Core {
-    /// Makes sure that an operation of `frame_len` bytes, records and payloads, has a place in the log.
+    /// Makes sure that an operation of `frame_len` bytes, records and payloads, has a place in the log, which leaves
+    /// `keep` segments free where it takes one.
     ///
     /// # Errors
     /// A stall while there is none.
-    pub(crate) fn prepare_log(&mut self, frame_len: usize) -> Result<(), Stall> {
+    pub(crate) fn prepare_log(&mut self, frame_len: usize, keep: usize) -> Result<(), Stall> {
         let frame_len = u32::try_from(frame_len).expect("operations are far smaller than segments");
         let segment_bytes = self.geometry.segment_bytes;
         if self.log.fits_open_batch(frame_len, segment_bytes)
@@ -301,7 +302,7 @@ impl Core {
         {
             return Ok(());
         }
-        self.prepare_segment(self.geometry.log_keeps_free(), false)
+        self.prepare_segment(keep, false)
     }
 
     /// Makes sure that a segment can be taken and `keep` stay free; `rest` says that what it is for will lie there

@@ -100,7 +100,7 @@ struct Repair<'a> {
     half_damaged: Vec<PageKey>,
     /// References found to each node.
     node_references: Vec<u32>,
-    /// By level, a node below which everything is lost; shared by all who need one.
+    /// By level, a node below which everything is lost; shared within the subtree that is made to say so.
     lost_nodes: [Option<MapNodeId>; LEVEL_MAX as usize + 1],
 }
 

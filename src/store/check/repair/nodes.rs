@@ -164,8 +164,14 @@ impl Repair<'_> {
     }
 
     /// A node, and whatever it takes below it, that says of every block that it is lost; and how many that are.
-    /// Nodes whose blocks all belong to the object are shared by all who need one.
+    /// Nodes whose blocks all belong to the object are shared within it.
     fn lost_subtree(&mut self, cover: Cover) -> Result<(MapNodeId, u64)> {
+        // Nodes that two trees share say that these are the same below, and of what is lost nobody knows that.
+        self.lost_nodes = [None; LEVEL_MAX as usize + 1];
+        self.lost_below(cover)
+    }
+
+    fn lost_below(&mut self, cover: Cover) -> Result<(MapNodeId, u64)> {
         let blocks = cover.blocks();
         if blocks == 0 {
             return Ok((MapNodeId(0), 0));
@@ -182,7 +188,7 @@ impl Repair<'_> {
                     set_u64(&mut *page, slot, Mapping::Lost.pack());
                 }
             } else {
-                let (child, _) = self.lost_subtree(cover.child(slot))?;
+                let (child, _) = self.lost_below(cover.child(slot))?;
                 set_u64(&mut *page, slot, child.0);
             }
         }
