@@ -6,6 +6,7 @@
 #[path = "../common/daemon.rs"]
 mod daemon;
 mod http;
+mod scrub;
 
 use std::time::Duration;
 

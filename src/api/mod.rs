@@ -41,6 +41,7 @@ use crate::sync::Clock;
 mod call;
 pub mod problem;
 pub mod request;
+pub mod scrub;
 pub mod server;
 pub mod statistics;
 pub mod types;
@@ -111,6 +112,7 @@ pub fn router(service: Arc<Service>, mounted: Router) -> Router {
         .route("/api/v1/arrays", get(arrays))
         .route("/api/v1/status", get(status))
         .route("/api/v1/metrics/reduction", get(reduction))
+        .route("/api/v1/scrub", get(scrub::show).post(scrub::start).delete(scrub::stop))
         .route("/api/v1/volumes", get(volumes::list).post(volumes::create))
         .route("/api/v1/volumes/{id}", get(volumes::show).put(volumes::update).delete(volumes::delete))
         .route("/api/v1/volumes/{id}/resize", post(volumes::resize))

@@ -29,6 +29,7 @@ mod catalog;
 mod info;
 mod range_lock;
 pub mod rules;
+mod scrub;
 pub mod service;
 mod split;
 mod status;

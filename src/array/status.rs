@@ -9,6 +9,9 @@ use super::info::ArrayStatus;
 use super::info::Health;
 use super::info::Problem;
 
+/// Part of the rated erase cycles from which on wear is a problem.
+const WORN: f64 = 0.9;
+
 /// Lines of damage that are kept.
 const DAMAGE_LINES_MAX: usize = 100;
 
@@ -54,19 +57,47 @@ fn store_problems(store: &StoreStatistics) -> Vec<Problem> {
             "look after the device, then start `sinter serve` again: it recovers the pool",
         );
     }
-    if store.full {
+    if store.scrub_errors > 0 {
         add(
-            "the pool is full: writes that need space are refused".to_owned(),
-            "trim or delete what is not needed: `sinter volume list -s used` shows who holds most",
+            format!("scrub has found {} damaged pages or blocks", store.scrub_errors),
+            "`sinter scrub status` names them; stop the array and run `sinter check` to see all that is damaged",
         );
-    } else if store.near_full {
-        let free = store.usable_bytes.saturating_sub(store.live_bytes);
+    }
+    if store.full || store.near_full {
+        let what = if store.full {
+            "the pool is full: writes that need space are refused"
+        } else {
+            "the pool is nearly full"
+        };
+        let hint = if store.releases_pending > 0 {
+            "space is being freed in the background; if that is not enough, trim or delete what is not needed"
+        } else {
+            "trim or delete what is not needed: `sinter volume list -s used` shows who holds most"
+        };
+        add(format!("{what}; {}", what_fills(store)), hint);
+    }
+    let worn = store.erases_avg / (store.rated_cycles.max(1) as f64);
+    if worn >= WORN {
         add(
-            format!("the pool is nearly full: {free} of {} usable bytes are left", store.usable_bytes),
-            "trim or delete what is not needed: `sinter volume list -s used` shows who holds most",
+            format!(
+                "the pool's segments have been erased {:.0} times on average, and are rated for {}",
+                store.erases_avg, store.rated_cycles
+            ),
+            "plan to replace the device, or set `pool.rated_cycles` to what it is rated for",
         );
     }
     problems
+}
+
+/// What the usable bytes are taken by.
+fn what_fills(store: &StoreStatistics) -> String {
+    let metadata = store.metadata_bytes + store.unstored_metadata_bytes;
+    let data = store.live_bytes.saturating_sub(store.metadata_bytes);
+    let left = store.usable_bytes.saturating_sub(data + metadata);
+    format!(
+        "of {} usable bytes data takes {data} and metadata {metadata}, {left} are left",
+        store.usable_bytes
+    )
 }
 
 /// The bytes of all mapped blocks over the bytes that they occupy; 1.0 where there are none.
@@ -124,7 +155,9 @@ mod tests {
 
     #[test]
     fn problems_are_listed_worst_first() {
-        assert!(store_problems(&StoreStatistics::default()).is_empty());
+        assert!(
+            store_problems(&StoreStatistics { rated_cycles: 1, ..StoreStatistics::default() }).is_empty()
+        );
         let troubled = StoreStatistics {
             stopped: Some("pool.img: the disk is gone".to_owned()),
             full: true,
@@ -136,6 +169,31 @@ mod tests {
         assert!(what[0].contains("the disk is gone") && what[1].contains("full"));
         let near_full = StoreStatistics { near_full: true, ..StoreStatistics::default() };
         assert!(store_problems(&near_full)[0].what.contains("nearly full"));
+    }
+
+    #[test]
+    fn a_full_pool_says_what_fills_it_and_whether_space_is_coming() {
+        let mut full = StoreStatistics {
+            full: true,
+            usable_bytes: 1000,
+            live_bytes: 950,
+            metadata_bytes: 100,
+            unstored_metadata_bytes: 40,
+            ..StoreStatistics::default()
+        };
+        let problem = &store_problems(&full)[0];
+        assert!(problem.what.ends_with("data takes 850 and metadata 140, 10 are left"), "{}", problem.what);
+        assert!(problem.hint.starts_with("trim or delete"));
+        full.releases_pending = 1;
+        assert!(store_problems(&full)[0].hint.starts_with("space is being freed"));
+    }
+
+    #[test]
+    fn worn_segments_are_a_problem_before_they_are_worn_out() {
+        let worn =
+            |erases_avg| StoreStatistics { rated_cycles: 100, erases_avg, ..StoreStatistics::default() };
+        assert!(store_problems(&worn(89.0)).is_empty());
+        assert!(store_problems(&worn(90.0))[0].what.contains("erased 90 times"));
     }
 
     #[test]

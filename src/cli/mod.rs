@@ -21,6 +21,7 @@ pub mod client;
 pub mod image;
 pub mod output;
 pub mod progress;
+pub mod scrub;
 pub mod serve;
 pub mod status;
 pub mod table;
@@ -65,6 +66,11 @@ enum Verb {
     Reduction {
         #[command(flatten)]
         flags: status::ReductionFlags,
+    },
+    /// Verify all that is live while the array serves
+    Scrub {
+        #[command(subcommand)]
+        command: Option<scrub::ScrubCommand>,
     },
     /// Verify a pool that is not being served: every count and every checksum
     Check(check::Check),
@@ -126,6 +132,7 @@ fn dispatch(target: &Target, verb: Verb) -> Outcome {
         Verb::Volume { command } => volume::run(&Client::new(&target.url)?, command),
         Verb::Import { import } => transfer::import(&Client::new(&target.url)?, import),
         Verb::Export { export } => transfer::export(&Client::new(&target.url)?, export),
+        Verb::Scrub { command } => scrub::run(&Client::new(&target.url)?, command),
         Verb::Status { flags } => status::status(&Client::new(&target.url)?, &flags),
         Verb::Reduction { flags } => status::reduction(&Client::new(&target.url)?, &flags),
         Verb::Check(check) => check::run(check),

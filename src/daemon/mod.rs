@@ -130,7 +130,8 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     make_volumes(&array, &volumes)?;
 
     let failed = |what: &'static str| move |error| Error::caused(ErrorKind::Device, what, error);
-    let background = Background::start(&store).map_err(failed("starting the background threads"))?;
+    let background =
+        Background::start(&store, config.scrub_rate).map_err(failed("starting the background threads"))?;
     let socket = match &config.nbd_unix {
         UnixEndpoint::InDataDirectory => Some(data_directory.join("nbd.sock")),
         UnixEndpoint::Off => None,

@@ -28,6 +28,7 @@ mod recovery;
 mod reduce;
 mod root;
 mod run;
+mod scrub;
 mod statistics;
 mod table;
 
@@ -48,6 +49,7 @@ pub use self::operation::OBJECT_BLOCKS_MAX;
 pub use self::options::{Commit, CommitSink, Environment, ObjectInfo, OpenReport, StoreOptions};
 pub use self::probe::{DeviceContent, probe};
 pub use self::read::{MappedRun, MappingKind};
+pub use self::scrub::{ScrubState, ScrubStatus};
 pub use self::statistics::{CollectionState, StoreStatistics};
 pub use crate::format::objects::OPAQUE_BYTES_MAX;
 
@@ -66,6 +68,7 @@ pub struct Store {
     /// Something has been written, synced or freed, or a role has been given up.
     changed: Condition,
     index: FingerprintIndex,
+    scrub: Mutex<scrub::Scrub>,
     /// Figures that need no lock.
     figures: Figures,
 }
@@ -80,6 +83,8 @@ struct Figures {
     levelled_segments: AtomicU64,
     levelled_bytes: AtomicU64,
     punched_bytes: AtomicU64,
+    scrubbed_bytes: AtomicU64,
+    scrub_errors: AtomicU64,
 }
 
 impl std::fmt::Debug for Store {

@@ -180,6 +180,7 @@ impl Store {
             core: Mutex::new(core),
             changed: Condition::new(),
             index,
+            scrub: Mutex::default(),
             figures: Figures::default(),
         })
     }
