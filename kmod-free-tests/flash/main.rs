@@ -10,6 +10,7 @@
 
 mod load;
 mod long_run;
+mod scrub;
 mod space;
 mod wear;
 

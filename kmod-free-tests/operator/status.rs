@@ -8,26 +8,34 @@ use crate::daemon::Scratch;
 use crate::get;
 use crate::raw;
 
-/// Writes of 1 MiB that neither repeat nor compress, until one is refused or `count` are done; how many were done.
-fn fill(daemon: &Daemon, from: u64, count: u64) -> u64 {
+/// Writes of `len` bytes from offset `from` on that neither repeat nor compress, until one is refused or `count` are
+/// done; how many were done.
+fn fill_by(daemon: &Daemon, from: u64, count: u64, len: u32) -> u64 {
     let mut stream = raw::connect(&daemon.socket(), "disk");
     let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ from;
-    for number in from..from + count {
-        let mut data = Vec::with_capacity(1 << 20);
-        while data.len() < 1 << 20 {
+    for number in 0..count {
+        let mut data = Vec::with_capacity(len as usize);
+        while data.len() < len as usize {
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
             data.extend(state.to_le_bytes());
         }
-        stream.write_all(&raw::request(raw::WRITE, number, number << 20, 1 << 20, &data)).unwrap();
+        stream
+            .write_all(&raw::request(raw::WRITE, number, from + number * u64::from(len), len, &data))
+            .unwrap();
         let (error, _) = raw::answer(&mut stream);
         if error != 0 {
             assert_eq!(error, 28, "ENOSPC and nothing else");
-            return number - from;
+            return number;
         }
     }
     count
+}
+
+/// As `fill_by`, in MiB.
+fn fill(daemon: &Daemon, from: u64, count: u64) -> u64 {
+    fill_by(daemon, from << 20, count, 1 << 20)
 }
 
 fn status(daemon: &Daemon, flags: &[&str]) -> String {
@@ -77,6 +85,7 @@ fn a_pool_that_fills_up_says_so_first_and_why_until_it_has_room_again() {
     assert!(get(&daemon, "/metrics").contains("\nsinter_pool_near_full 1\n"));
 
     written += fill(&daemon, written, 1000);
+    fill_by(&daemon, written << 20, 256, 4096);
     let full =
         trouble_until(&daemon, |said| said.contains("the pool is full, writes that need space are refused"));
     assert_eq!(full.lines().count(), 2, "only the trouble and what helps: {full}");

@@ -10,6 +10,7 @@ mod defects;
 mod documents;
 mod http;
 mod refusals;
+mod scrub;
 mod snapshots;
 
 use std::time::Duration;

@@ -43,6 +43,7 @@ mod pages;
 pub mod problem;
 pub mod request;
 mod routes;
+pub mod scrub;
 pub mod server;
 mod shapes;
 mod snapshots;

@@ -19,6 +19,7 @@ use crate::api::data;
 use crate::api::figures;
 use crate::api::mounts;
 use crate::api::page;
+use crate::api::scrub;
 use crate::api::shapes;
 use crate::api::snapshots;
 use crate::api::types;
@@ -199,7 +200,7 @@ const DIFF: &[Parameter] = &[
 ];
 
 /// The tables of all routes.
-pub(super) static ALL: &[&[Route]] = &[WHOLE, VOLUMES, SNAPSHOTS, MOUNTS, FIGURES, CLUSTER, ANALYTICS];
+pub(super) static ALL: &[&[Route]] = &[WHOLE, VOLUMES, SNAPSHOTS, MOUNTS, SCRUB, FIGURES, CLUSTER, ANALYTICS];
 
 const WHOLE: &[Route] = &[
     reading("/", "about", "What this is", shape::<types::About>, || get(whole::about)),
@@ -331,6 +332,40 @@ const MOUNTS: &[Route] = &[
         answer: None,
         problems: &[409, 501],
         handler: || delete(mounts::remove),
+    },
+];
+
+const SCRUB: &[Route] = &[
+    reading(
+        "/api/v1/scrub",
+        "show_scrub",
+        "How far the newest scrub has come",
+        shape::<scrub::Scrub>,
+        || get(scrub::show),
+    ),
+    Route {
+        body: None,
+        problems: &[],
+        ..posting(
+            "/api/v1/scrub",
+            "start_scrub",
+            "Read and verify all that is live; goes on in the background",
+            shape::<scrub::Scrub>,
+            shape::<scrub::Scrub>,
+            || post(scrub::start),
+        )
+    },
+    Route {
+        method: "delete",
+        path: "/api/v1/scrub",
+        id: "stop_scrub",
+        summary: "Stop the scrub under way",
+        parameters: &[],
+        body: None,
+        status: 200,
+        answer: Some(shape::<scrub::Scrub>),
+        problems: &[],
+        handler: || delete(scrub::stop),
     },
 ];
 

@@ -34,6 +34,7 @@ mod info;
 mod measure;
 mod range_lock;
 pub mod rules;
+mod scrub;
 pub mod service;
 mod snapshots;
 mod split;

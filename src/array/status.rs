@@ -9,11 +9,11 @@ use super::info::ArrayStatus;
 use super::info::Health;
 use super::info::Problem;
 
+/// Part of the rated erase cycles from which on wear is a problem.
+const WORN: f64 = 0.9;
+
 /// Lines of damage that are kept.
 const DAMAGE_LINES_MAX: usize = 100;
-
-/// The part of its rated erases from which on a pool is called worn.
-const WORN: f64 = 0.9;
 
 /// Bytes that one mapped block takes in a volume's map: the least that it can occupy.
 pub(super) const MAPPING_BYTES: u64 = 8;
@@ -87,7 +87,17 @@ fn problems(
             "write them anew, from a backup; `sinter check`, with the array stopped, shows all that is damaged",
         );
     }
-    let free_some = "trim or delete what is not needed: `sinter volume list -s used` shows who holds most";
+    if store.scrub_errors > 0 {
+        add(
+            format!("scrub has found {} damaged pages or blocks", store.scrub_errors),
+            "`sinter scrub status` names them; stop the array and run `sinter check` to see all that is damaged",
+        );
+    }
+    let free_some = if store.releases_pending > 0 {
+        "space is being freed in the background; if that is not enough, trim or delete what is not needed"
+    } else {
+        "trim or delete what is not needed: `sinter volume list -s used` shows who holds most"
+    };
     if store.full {
         add(
             format!("the pool is full, writes that need space are refused: {}", filling(store, largest())),
@@ -261,6 +271,14 @@ mod tests {
         let hints = |why: &str| of(&stopped(why), &["LSN 7 is gone"]).remove(0).hint;
         assert!(hints("the log is damaged: LSN 7 is gone").contains("--accept-loss"));
         assert!(hints("syncing pool.img failed").contains("`sinter serve` again"));
+    }
+
+    #[test]
+    fn a_full_pool_says_whether_space_is_coming() {
+        let mut full = StoreStatistics { full: true, ..StoreStatistics::default() };
+        assert!(of(&full, &[])[0].hint.starts_with("trim or delete"));
+        full.releases_pending = 1;
+        assert!(of(&full, &[])[0].hint.starts_with("space is being freed"));
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub mod man;
 pub mod mount;
 pub mod output;
 pub mod progress;
+pub mod scrub;
 pub mod serve;
 pub mod snapshot;
 pub mod status;
@@ -94,6 +95,11 @@ enum Verb {
     },
     /// Wait until background work is done
     Wait(wait::Wait),
+    /// Verify all that is live while the array serves
+    Scrub {
+        #[command(subcommand)]
+        command: Option<scrub::ScrubCommand>,
+    },
     /// Verify a pool that is not being served: every count and every checksum
     Check(check::Check),
     /// Print the script that lets a shell complete this command line
@@ -166,6 +172,7 @@ fn dispatch(target: &Target, verb: Verb) -> Outcome {
         Verb::Export { export } => transfer::export(&Client::new(&target.url)?, export),
         Verb::Mount { command } => mount::mount(&Client::new(&target.url)?, command),
         Verb::Umount { command } => mount::umount(&Client::new(&target.url)?, &command),
+        Verb::Scrub { command } => scrub::run(&Client::new(&target.url)?, command),
         Verb::Status { flags } => status::status(&Client::new(&target.url)?, &flags),
         Verb::Reduction { flags } => status::reduction(&Client::new(&target.url)?, &flags),
         Verb::Flash { flags } => status::flash(&Client::new(&target.url)?, &flags),

@@ -52,6 +52,8 @@ pub struct Config {
     pub checkpoint_log_bytes: ByteCount,
     /// What was written is synced at the latest after this time.
     pub log_sync_after: Duration,
+    /// What a scrub reads in a second.
+    pub scrub_rate: ByteCount,
 }
 
 impl Default for Config {
@@ -71,6 +73,7 @@ impl Default for Config {
             memory_requests: ByteCount(64 << 20),
             checkpoint_log_bytes: ByteCount(512 << 20),
             log_sync_after: Duration::from_millis(100),
+            scrub_rate: ByteCount(64 << 20),
         }
     }
 }

@@ -274,6 +274,17 @@ pub static KEYS: &[Key] = &[
         show: |config| Given::One(show_duration(config.log_sync_after)),
         ..TEXT
     },
+    Key {
+        name: "scrub.rate",
+        default: "64MiB",
+        help: "what a scrub reads in a second, at least 1MiB",
+        set: |config, given| {
+            config.scrub_rate = size(one(given)?, BUDGET_MIN)?;
+            Ok(())
+        },
+        show: |config| Given::One(show_size(config.scrub_rate)),
+        ..TEXT
+    },
 ];
 
 fn one(given: &Given) -> Result<&str, String> {

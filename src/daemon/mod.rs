@@ -148,7 +148,8 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     make_volumes(&array, &volumes)?;
 
     let failed = |what: &'static str| move |error| Error::caused(ErrorKind::Device, what, error);
-    let background = Background::start(&store).map_err(failed("starting the background threads"))?;
+    let background =
+        Background::start(&store, config.scrub_rate).map_err(failed("starting the background threads"))?;
     let socket = match &config.nbd_unix {
         UnixEndpoint::InDataDirectory => Some(data_directory.join("nbd.sock")),
         UnixEndpoint::Off => None,
@@ -185,9 +186,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     });
     wait_for_signal(&mut signals);
     exit_at_next_signal(signals);
-    manager.tell(State::Stopping("taking mounts away"));
-    mounts.stop();
-    drain(&manager, nbd, rest);
+    drain(&manager, &mounts, nbd, rest);
     measuring.stop();
     recorder.stop();
     background.stop();
@@ -201,10 +200,11 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     Ok(())
 }
 
-/// Stops accepting, and lets the requests under way be answered.
-fn drain(manager: &Notifier, nbd: NbdServer, rest: RestServer) {
+/// Takes mounts away, stops accepting, and lets the requests under way be answered.
+fn drain(manager: &Notifier, mounts: &Mounts, nbd: NbdServer, rest: RestServer) {
     tracing::info!("stopping: answering the requests under way");
     manager.tell(State::Stopping("answering the requests under way"));
+    mounts.stop();
     nbd.stop();
     rest.stop();
 }

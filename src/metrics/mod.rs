@@ -211,8 +211,32 @@ static METRICS: &[Metric] = &[
     Metric {
         name: "sinter_write_amplification",
         kind: Kind::Gauge,
-        help: "Bytes written to the devices over the bytes that clients wrote, since the start.",
-        read: |from, to| to.value(&[], write_amplification(from.status)),
+        help: "Stored bytes of new blocks and of moved ones over those of new blocks, over the pool's life.",
+        read: |from, to| to.value(&[], from.status.store.write_amplification),
+    },
+    Metric {
+        name: "sinter_segments_free",
+        kind: Kind::Gauge,
+        help: "Segments that may be written anew.",
+        read: |from, to| to.count(&[], from.status.store.free_segments),
+    },
+    Metric {
+        name: "sinter_pool_punched_bytes_total",
+        kind: Kind::Counter,
+        help: "Bytes given back to the host as holes or discards since the start.",
+        read: |from, to| to.count(&[], from.status.store.punched_bytes),
+    },
+    Metric {
+        name: "sinter_wear_levelled_bytes_total",
+        kind: Kind::Counter,
+        help: "Live bytes moved since the start because their segments were worn less than others.",
+        read: |from, to| to.count(&[], from.status.store.levelled_bytes),
+    },
+    Metric {
+        name: "sinter_segment_wear_variance",
+        kind: Kind::Gauge,
+        help: "Variance of the erase counts of segments.",
+        read: |from, to| to.value(&[], from.status.store.erases_variance),
     },
     Metric {
         name: "sinter_checkpoint_duration_seconds",
@@ -243,6 +267,18 @@ static METRICS: &[Metric] = &[
             to.count(&[("use", "index")], store.index_bytes);
             to.count(&[("use", "change_buffer")], store.change_buffer_bytes);
         },
+    },
+    Metric {
+        name: "sinter_scrub_bytes_total",
+        kind: Kind::Counter,
+        help: "Bytes that scrubs have verified since the start.",
+        read: |from, to| to.count(&[], from.status.store.scrubbed_bytes),
+    },
+    Metric {
+        name: "sinter_scrub_errors_total",
+        kind: Kind::Counter,
+        help: "Pages and blocks that scrubs have found damaged since the start.",
+        read: |from, to| to.count(&[], from.status.store.scrub_errors),
     },
     Metric {
         name: "sinter_writes_stopped",
@@ -281,15 +317,6 @@ fn request_durations(from: &Sources<'_>, to: &mut Samples<'_>) {
         let sum = micros(load(&counters.latency_sum_micros));
         to.histogram(&labels, &api::statistics::LATENCY_BOUNDS_MICROS.map(micros), &buckets, sum);
     }
-}
-
-fn write_amplification(status: &ArrayStatus) -> f64 {
-    let store = &status.store;
-    let written = store
-        .log_bytes_written
-        .saturating_add(store.metadata_bytes_written)
-        .saturating_add(store.moved_bytes);
-    if store.bytes_in == 0 { 0.0 } else { float(written) / float(store.bytes_in) }
 }
 
 fn load(counter: &AtomicU64) -> u64 {

@@ -30,6 +30,7 @@ mod recovery;
 mod reduce;
 mod root;
 mod run;
+mod scrub;
 mod statistics;
 mod table;
 mod walk;
@@ -53,6 +54,7 @@ pub use self::operation::OBJECT_BLOCKS_MAX;
 pub use self::options::{Commit, CommitSink, Environment, ObjectInfo, OpenReport, StoreOptions};
 pub use self::probe::{DeviceContent, probe};
 pub use self::read::{MappedRun, MappingKind};
+pub use self::scrub::{ScrubState, ScrubStatus};
 pub use self::statistics::{CollectionState, StoreStatistics};
 pub use self::walk::{OccupiedWalk, ReclaimWalk, Reclaimable};
 pub use crate::format::objects::OPAQUE_BYTES_MAX;
@@ -73,6 +75,7 @@ pub struct Store {
     /// Something has been written, synced or freed, or a role has been given up.
     changed: Condition,
     index: FingerprintIndex,
+    scrub: Mutex<scrub::Scrub>,
     /// Figures that need no lock.
     figures: Figures,
 }
@@ -89,6 +92,8 @@ struct Figures {
     levelled_segments: AtomicU64,
     levelled_bytes: AtomicU64,
     punched_bytes: AtomicU64,
+    scrubbed_bytes: AtomicU64,
+    scrub_errors: AtomicU64,
 }
 
 impl std::fmt::Debug for Store {

@@ -149,6 +149,10 @@ pub struct StoreStatistics {
     pub host_full: bool,
     /// Erase cycles that a segment is rated for.
     pub rated_cycles: u64,
+    /// Bytes that scrubs have verified since the store was opened.
+    pub scrubbed_bytes: u64,
+    /// Pages and blocks that scrubs have found damaged since the store was opened.
+    pub scrub_errors: u64,
     /// Blocks whose stored bytes have failed their check since the store was opened.
     pub bad_blocks: u64,
 }
@@ -227,6 +231,8 @@ impl Store {
             near_full: left < self.geometry.usable_bytes / 16,
             host_full: self.figures.host_full.load(Ordering::Relaxed),
             rated_cycles: u64::from(self.options.rated_cycles),
+            scrubbed_bytes: self.figures.scrubbed_bytes.load(Ordering::Relaxed),
+            scrub_errors: self.figures.scrub_errors.load(Ordering::Relaxed),
             bad_blocks: core.bad_blocks.len() as u64,
         }
     }

@@ -181,6 +181,7 @@ impl Store {
             core: Mutex::new(core),
             changed: Condition::new(),
             index,
+            scrub: Mutex::default(),
             figures: Figures::default(),
         })
     }
