@@ -89,7 +89,8 @@ impl Core {
         if self.appender(stream).room(segment_bytes) >= len + PAGE_HEADER_BYTES {
             return Ok(());
         }
-        let rest = stream == Stream::Cold && self.levelling;
+        // Metadata goes round in a few segments: they rest only where data that lies for long takes them.
+        let rest = stream == Stream::Cold && (self.levelling || self.segments.free_have_drifted());
         self.prepare_segment(keep, rest)?;
         self.end_append_segment(stream);
         let kind = self.appender(stream).kind;

@@ -181,6 +181,12 @@ impl SegmentTable {
         }
     }
 
+    /// Whether the free segments with room on the host are worn unevenly.
+    pub(crate) fn free_have_drifted(&self) -> bool {
+        let ends = self.free_written.first().zip(self.free_written.last());
+        ends.is_some_and(|(least, most)| most.0 > least.0.saturating_add(self.wear.drift_allowed()))
+    }
+
     /// The host has set room aside for a free segment.
     pub(crate) fn room_found(&mut self, segment: SegmentId) {
         self.touch(segment);
