@@ -137,6 +137,37 @@ fn foreign_content_is_only_taken_over_by_force() {
 }
 
 #[test]
+fn what_is_wrong_is_found_before_a_device_is_touched() {
+    let scratch = Scratch::new();
+    let path = scratch.join("disk");
+    let mut content = vec![7u8; 64 << 20];
+    content[510..512].copy_from_slice(&[0x55, 0xaa]);
+    std::fs::write(&path, &content).unwrap();
+    std::fs::write(scratch.join("file"), "no socket").unwrap();
+    let (file, nowhere, long) =
+        (scratch.join("file"), scratch.join("nowhere/s"), scratch.join(&"s".repeat(120)));
+    let listening = scratch.join("listening");
+    let _listener = std::os::unix::net::UnixListener::bind(&listening).unwrap();
+    let made = scratch.join("made");
+    let new = format!("{},size=256MiB", made.display());
+    for (arguments, status) in [
+        (["--volume", "bad:0"], 2),
+        (["--volume", "a@b:1GiB"], 2),
+        (["--volume", "huge:257TiB"], 2),
+        (["--nbd-unix", file.to_str().unwrap()], 11),
+        (["--nbd-unix", listening.to_str().unwrap()], 11),
+        (["--nbd-unix", nowhere.to_str().unwrap()], 2),
+        (["--nbd-unix", long.to_str().unwrap()], 2),
+    ] {
+        let force = ["--force", "--device", path.to_str().unwrap()];
+        failure(&serve(scratch.path(), &[&force[..], &arguments].concat()), status);
+        assert!(std::fs::read(&path).unwrap() == content, "{arguments:?} has cost what the device held");
+        failure(&serve(scratch.path(), &[&["--device", &new][..], &arguments].concat()), status);
+        assert!(!made.exists(), "{arguments:?}");
+    }
+}
+
+#[test]
 fn a_pool_is_only_opened_whole() {
     let scratch = Scratch::new();
     let spec = |name: &str| format!("{},size=256MiB", scratch.join(name).display());
