@@ -115,6 +115,10 @@ pub struct Serving {
     pub fuse: Option<PathBuf>,
     /// The volumes' names.
     pub volumes: Vec<String>,
+    /// A volume that holds nothing yet.
+    pub empty_volume: Option<String>,
+    /// Whether the array takes writes; not where damage was found.
+    pub takes_writes: bool,
 }
 
 /// Serves an array until the process is told to stop.
@@ -179,6 +183,8 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     .map_err(failed("starting REST"))?;
 
     manager.tell(State::Ready(&ready_status(&array)));
+    let served = array.volumes();
+    let empty = served.iter().find(|volume| volume.used_bytes.0 == 0);
     announce(&Serving {
         name: config.array_name,
         pool_paths: paths,
@@ -187,7 +193,9 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
         rest: rest_address,
         nbd: nbd.endpoints().to_vec(),
         fuse: config.fuse_mountpoint,
-        volumes: array.volumes().into_iter().map(|volume| volume.name).collect(),
+        empty_volume: empty.map(|volume| volume.name.clone()),
+        takes_writes: array.status().store.stopped.is_none(),
+        volumes: served.into_iter().map(|volume| volume.name).collect(),
     });
     wait_for_signal(&mut signals);
     exit_at_next_signal(signals);

@@ -110,7 +110,11 @@ pub(super) fn check_socket(path: &Path) -> Outcome {
 }
 
 fn socket_hint(error: Error) -> Failure {
-    Failure::from(error).hint("--nbd-unix PATH puts the socket elsewhere, --nbd-unix none leaves it out")
+    let hint = match error.kind() {
+        ErrorKind::Busy => "is another `sinter serve` running? --nbd-unix PATH puts the socket elsewhere",
+        _ => "--nbd-unix PATH puts the socket elsewhere, --nbd-unix none leaves it out",
+    };
+    Failure::from(error).hint(hint)
 }
 
 /// The array's volumes as exports, and its snapshots as read-only ones.
