@@ -82,7 +82,10 @@ pub(super) fn first_free(base: &str, is_taken: impl Fn(&str) -> bool) -> String 
 }
 
 /// The size that a volume gets for one that was wished: whole blocks.
-pub(super) fn volume_size(wished: ByteCount) -> Result<ByteCount> {
+///
+/// # Errors
+/// `Invalid` for 0, and for more than [`VOLUME_BYTES_MAX`].
+pub fn volume_size(wished: ByteCount) -> Result<ByteCount> {
     if wished.0 == 0 {
         return Err(invalid("a volume's size is more than 0"));
     }

@@ -65,18 +65,22 @@ fn problems(
 ) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut add = |what: String, hint: &str| problems.push(Problem { what, hint: hint.to_owned() });
+    // A damaged pool is opened as damaged again, however often it is started.
+    let accept = "stop the array; `sinter check` shows all that is damaged, `sinter serve --accept-loss` goes on with \
+                  what is intact";
+    let is_damaged = |reason: &String| damage.iter().any(|line| reason.ends_with(line.as_str()));
+    let stopped_by_damage = store.stopped.as_ref().is_some_and(is_damaged);
     if let Some(reason) = &store.stopped {
-        // A damaged pool is opened as damaged again, however often it is started.
-        let hint = if damage.iter().any(|line| reason.ends_with(line.as_str())) {
-            "stop the array; `sinter check` shows all that is damaged, `sinter serve --accept-loss` goes on with \
-             what is intact"
+        let hint = if stopped_by_damage {
+            accept
         } else {
             "look after the device, then start `sinter serve` again: it recovers the pool"
         };
         add(format!("the array takes no more writes: {reason}"), hint);
     }
     for line in damage {
-        add(line.clone(), "stop the array and run `sinter check` to see all that is damaged");
+        let look = "stop the array and run `sinter check` to see all that is damaged";
+        add(line.clone(), if stopped_by_damage { accept } else { look });
     }
     if store.bad_blocks > 0 {
         add(
@@ -270,6 +274,10 @@ mod tests {
             |why: &str| StoreStatistics { stopped: Some(why.to_owned()), ..StoreStatistics::default() };
         let hints = |why: &str| of(&stopped(why), &["LSN 7 is gone"]).remove(0).hint;
         assert!(hints("the log is damaged: LSN 7 is gone").contains("--accept-loss"));
+        let all = of(&stopped("the log is damaged: LSN 7 is gone"), &["LSN 7 is gone"]);
+        assert!(all.iter().all(|problem| problem.hint.contains("--accept-loss")), "{all:?}");
+        let accepted = of(&StoreStatistics::default(), &["LSN 7 is gone"]);
+        assert!(!accepted[0].hint.contains("--accept-loss"), "it is given up already");
         assert!(hints("syncing pool.img failed").contains("`sinter serve` again"));
     }
 

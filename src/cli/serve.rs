@@ -138,15 +138,17 @@ fn announcement(serving: &Serving) -> String {
     // `--url` belongs to the verb, so it stands behind it.
     let at = if url == DEFAULT_URL { String::new() } else { format!(" --url {url}") };
     text.push_str("Next:\n");
-    match (serving.volumes.first(), serving.nbd.first()) {
-        (Some(volume), Some(endpoint)) => {
-            let _ = writeln!(text, "  nbdcopy disk.img {}", shell_word(&endpoint.uri(volume)));
-            let _ = writeln!(text, "  {sinter} status{at}");
-        }
-        _ => {
-            let _ = writeln!(text, "  {sinter} volume create demo 10GiB{at}");
-        }
+    if serving.volumes.is_empty() && serving.takes_writes {
+        let _ = writeln!(text, "  {sinter} volume create demo 10GiB{at}");
+        return text;
     }
+    let empty = serving.empty_volume.as_ref().filter(|_| serving.takes_writes);
+    if let (Some(volume), Some(endpoint)) = (empty.or(serving.volumes.first()), serving.nbd.first()) {
+        // What would overwrite data is not for typing unread.
+        let command = if empty.is_some() { "nbdcopy disk.img" } else { "nbdinfo" };
+        let _ = writeln!(text, "  {command} {}", shell_word(&endpoint.uri(volume)));
+    }
+    let _ = writeln!(text, "  {sinter} status{at}");
     text
 }
 

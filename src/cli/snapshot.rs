@@ -250,6 +250,10 @@ pub fn run(client: &Client, command: SnapshotCommand) -> Outcome {
         SnapshotCommand::Diff(arguments) => diff(client, &arguments),
         SnapshotCommand::Delete(arguments) => {
             let SnapshotName { volume, snapshot } = &arguments.snapshot;
+            if !arguments.yes {
+                // Nobody is asked about what does not exist.
+                client.get_text(&arguments.snapshot.path()).map_err(with_hint)?;
+            }
             output::confirm(&format!("Snapshot {volume}@{snapshot} will be lost."), arguments.yes)?;
             let force = if arguments.force { "?force=true" } else { "" };
             client.delete(&format!("{}{force}", arguments.snapshot.path())).map_err(with_hint)

@@ -72,7 +72,12 @@ pub struct Export {
 /// # Errors
 /// What the array or the operating system said; `Invalid` for an image larger than the volume.
 pub fn import(client: &Client, import: Import) -> Outcome {
-    let volume = find_volume(client, &import.volume)?;
+    let volume = find_volume(client, &import.volume).map_err(|failure| match failure.error.kind() {
+        ErrorKind::NotFound => {
+            failure.hint(format!("`sinter volume create {} SIZE` makes it", import.volume))
+        }
+        _ => failure,
+    })?;
     let mut image = Image::open(&import.file)?;
     if let Some(len) = image.len().filter(|len| len.0 > volume.size_bytes) {
         let (has, len) = (show_size(ByteCount(volume.size_bytes)), show_size(len));
@@ -194,11 +199,7 @@ fn find_source(client: &Client, source: &str) -> Outcome<(String, String)> {
 }
 
 fn find_volume(client: &Client, volume: &str) -> Outcome<Volume> {
-    let answer = client.get_text(&volume_path(volume)).map_err(|failure| match failure.error.kind() {
-        ErrorKind::NotFound => failure.hint(format!("`sinter volume create {volume} SIZE` makes it")),
-        _ => with_hint(failure),
-    })?;
-    parse(&answer)
+    parse(&client.get_text(&volume_path(volume)).map_err(with_hint)?)
 }
 
 /// Connects to a volume where the array serves NBD: at the Unix socket where it can be reached from

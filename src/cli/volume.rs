@@ -82,7 +82,8 @@ pub struct Show {
 
 /// `volume update`.
 #[derive(Debug, Args)]
-#[group(id = "change", required = true, multiple = true, args = ["name", "description", "tags", "no_tags"])]
+#[group(skip)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true).args(["name", "description", "tags", "no_tags"]))]
 pub struct Update {
     /// Its name or id
     volume: String,
@@ -201,6 +202,10 @@ pub fn run(client: &Client, command: VolumeCommand) -> Outcome {
             show(&client.post(&path, &body).map_err(with_hint)?, clone.json, false)
         }
         VolumeCommand::Delete(delete) => {
+            if !delete.yes {
+                // Nobody is asked about what does not exist.
+                client.get_text(&volume_path(&delete.volume)).map_err(with_hint)?;
+            }
             let question = format!("Volume {} and what it holds now will be lost.", delete.volume);
             output::confirm(&question, delete.yes)?;
             let force = if delete.force { "?force=true" } else { "" };

@@ -2,9 +2,11 @@
 //!
 //! Start, each step after the one before:
 //!
-//! 1. addresses are checked: nothing but loopback without `--insecure-open`;
+//! 1. what was asked for is checked, as far as that can be without a pool: addresses (nothing but loopback
+//!    without `--insecure-open`), volumes' names and sizes;
 //! 2. signals are caught;
-//! 3. TCP ports are taken, so that a taken one is found before anything is written;
+//! 3. TCP ports are taken and the Unix socket's path is looked at, so that a taken one is found before anything
+//!    is written;
 //! 4. devices are opened, locked and looked at, and the pool is opened or made;
 //! 5. the array reads its catalog, and missing `--volume`s are made;
 //! 6. the background threads start;
@@ -32,6 +34,7 @@ use crate::api::types::Endpoints;
 use crate::array::Array;
 use crate::array::ArrayOptions;
 use crate::array::NewVolume;
+use crate::array::rules;
 use crate::daemon::background::Background;
 use crate::daemon::config::Config;
 use crate::daemon::config::UnixEndpoint;
@@ -112,6 +115,10 @@ pub struct Serving {
     pub fuse: Option<PathBuf>,
     /// The volumes' names.
     pub volumes: Vec<String>,
+    /// A volume that holds nothing yet.
+    pub empty_volume: Option<String>,
+    /// Whether the array takes writes; not where damage was found.
+    pub takes_writes: bool,
 }
 
 /// Serves an array until the process is told to stop.
@@ -128,6 +135,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     if !insecure_open {
         refuse_open_addresses(&config)?;
     }
+    check_volumes(&volumes)?;
     let mut signals = Signals::new([SIGTERM, SIGINT])
         .map_err(|error| Error::caused(ErrorKind::Device, "catching signals", error))?;
     let rest_listener = listen_for_rest(config.api_listen)?;
@@ -136,6 +144,12 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
 
     pool::make_data_directory(&data_directory)?;
     let specs = pool::device_specs(&config, &data_directory);
+    let socket = match &config.nbd_unix {
+        UnixEndpoint::InDataDirectory => Some(data_directory.join("nbd.sock")),
+        UnixEndpoint::Off => None,
+        UnixEndpoint::At(path) => Some(path.clone()),
+    };
+    socket.as_deref().map_or(Ok(()), nbd::check_socket)?;
     let store_options = store_options(&config, accept_loss);
     manager.tell(State::Starting("opening the pool"));
     let OpenPool { store, report, paths } =
@@ -150,11 +164,6 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     let failed = |what: &'static str| move |error| Error::caused(ErrorKind::Device, what, error);
     let background =
         Background::start(&store, config.scrub_rate).map_err(failed("starting the background threads"))?;
-    let socket = match &config.nbd_unix {
-        UnixEndpoint::InDataDirectory => Some(data_directory.join("nbd.sock")),
-        UnixEndpoint::Off => None,
-        UnixEndpoint::At(path) => Some(path.clone()),
-    };
     let recorder =
         Recorder::start(array.clone(), &data_directory).map_err(failed("starting the recorder"))?;
     let measuring = Measuring::start(array.clone()).map_err(failed("starting the measuring thread"))?;
@@ -174,6 +183,8 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     .map_err(failed("starting REST"))?;
 
     manager.tell(State::Ready(&ready_status(&array)));
+    let served = array.volumes();
+    let empty = served.iter().find(|volume| volume.used_bytes.0 == 0);
     announce(&Serving {
         name: config.array_name,
         pool_paths: paths,
@@ -182,7 +193,9 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
         rest: rest_address,
         nbd: nbd.endpoints().to_vec(),
         fuse: config.fuse_mountpoint,
-        volumes: array.volumes().into_iter().map(|volume| volume.name).collect(),
+        empty_volume: empty.map(|volume| volume.name.clone()),
+        takes_writes: array.status().store.stopped.is_none(),
+        volumes: served.into_iter().map(|volume| volume.name).collect(),
     });
     wait_for_signal(&mut signals);
     exit_at_next_signal(signals);
@@ -302,6 +315,16 @@ fn tell(report: &OpenReport, array: &Array) {
         tracing::error!("damage: {line}");
     }
     array.note_damage(report.damage.clone());
+}
+
+/// Refuses volumes that could not be made, while no device has been touched.
+fn check_volumes(volumes: &[(String, ByteCount)]) -> Outcome {
+    for (name, size) in volumes {
+        rules::check_name(name)
+            .and_then(|()| rules::volume_size(*size).map(drop))
+            .map_err(|error| error.context(format!("--volume {name}:{}", show_size(*size))))?;
+    }
+    Ok(())
 }
 
 /// Makes the volumes that are missing; those that exist stay as they are.

@@ -1,6 +1,7 @@
 //! The NBD server over the array's volumes.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use crate::daemon::config::Config;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
 use crate::daemon::uri::NbdEndpoint;
+use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::export::nbd::ExportEntry;
@@ -21,6 +23,7 @@ use crate::export::nbd::Listener;
 use crate::export::nbd::NbdStatistics;
 use crate::export::nbd::Server;
 use crate::export::nbd::ServerOptions;
+use crate::export::nbd::check_socket_path;
 
 /// How long requests in flight may take to finish when the daemon stops.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -49,10 +52,7 @@ impl NbdServer {
             listeners.push(listener);
         }
         if let Some(path) = socket {
-            listeners.push(Listener::unix(&path).map_err(|error| {
-                Failure::from(error)
-                    .hint("--nbd-unix PATH puts the socket elsewhere, --nbd-unix none leaves it out")
-            })?);
+            listeners.push(Listener::unix(&path).map_err(socket_hint)?);
             // Clients find the socket whatever directory they are in.
             endpoints.push(NbdEndpoint::Unix(std::path::absolute(&path).unwrap_or(path)));
         }
@@ -99,6 +99,22 @@ pub(super) fn listen(address: std::net::SocketAddr) -> Outcome<Listener> {
         }
         _ => error.into(),
     })
+}
+
+/// Whether the Unix socket can be taken, before anything is written anywhere.
+///
+/// # Errors
+/// As [`NbdServer::start`].
+pub(super) fn check_socket(path: &Path) -> Outcome {
+    check_socket_path(path).map(drop).map_err(socket_hint)
+}
+
+fn socket_hint(error: Error) -> Failure {
+    let hint = match error.kind() {
+        ErrorKind::Busy => "is another `sinter serve` running? --nbd-unix PATH puts the socket elsewhere",
+        _ => "--nbd-unix PATH puts the socket elsewhere, --nbd-unix none leaves it out",
+    };
+    Failure::from(error).hint(hint)
 }
 
 /// The array's volumes as exports, and its snapshots as read-only ones.

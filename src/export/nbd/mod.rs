@@ -41,7 +41,7 @@ use crate::export::clock;
 pub use budget::REQUEST_BUDGET_MIN;
 pub use contexts::Contexts;
 pub use errors::Errno;
-pub use server::{Listener, Server, ServerOptions};
+pub use server::{Listener, Server, ServerOptions, SocketPath, check_socket_path};
 pub use statistics::{NbdStatistics, Operation};
 
 /// One line of the list of exports.

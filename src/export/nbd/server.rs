@@ -93,10 +93,12 @@ impl Listener {
     /// it cannot be bound for another reason.
     pub fn unix(path: &Path) -> Result<Listener> {
         let shown = path.display();
-        remove_stale_socket(path)?;
-        let failed = |error: io::Error| {
-            Error::caused(ErrorKind::Invalid, format!("cannot listen for NBD on {shown}"), error)
-        };
+        let failed = |error: io::Error| cannot_listen(path, error);
+        if check_socket_path(path)? == SocketPath::Stale {
+            std::fs::remove_file(path).map_err(|error| {
+                Error::caused(ErrorKind::Invalid, format!("cannot replace {shown}"), error)
+            })?;
+        }
         let listener = UnixListener::bind(path).map_err(failed)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(UNIX_SOCKET_MODE)).map_err(failed)?;
         let metadata = std::fs::symlink_metadata(path).map_err(failed)?;
@@ -147,17 +149,39 @@ impl Drop for SocketFile {
     }
 }
 
-fn remove_stale_socket(path: &Path) -> Result<()> {
+/// What lies where a Unix socket is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketPath {
+    /// Nothing.
+    Free,
+    /// A socket at which nobody listens any more.
+    Stale,
+}
+
+/// Whether a server can listen on a Unix socket at `path`, as far as that shows without changing anything.
+///
+/// # Errors
+/// `Exists` when something else than a socket is there; `Busy` when another server listens there; `Invalid`
+/// when the path is too long, or its directory is missing.
+pub fn check_socket_path(path: &Path) -> Result<SocketPath> {
     let shown = path.display();
-    let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    std::os::unix::net::SocketAddr::from_pathname(path).map_err(|error| cannot_listen(path, error))?;
+    let Ok(metadata) = std::fs::symlink_metadata(path) else {
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        std::fs::metadata(directory.unwrap_or(Path::new("."))).map_err(|error| cannot_listen(path, error))?;
+        return Ok(SocketPath::Free);
+    };
     if !metadata.file_type().is_socket() {
         return Err(Error::new(ErrorKind::Exists, format!("{shown} exists and is not a socket")));
     }
     match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)
-            .map_err(|error| Error::caused(ErrorKind::Invalid, format!("cannot replace {shown}"), error)),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(SocketPath::Stale),
         _ => Err(Error::new(ErrorKind::Busy, format!("another server listens on {shown}"))),
     }
+}
+
+fn cannot_listen(path: &Path, error: io::Error) -> Error {
+    Error::caused(ErrorKind::Invalid, format!("cannot listen for NBD on {}", path.display()), error)
 }
 
 /// A running server.

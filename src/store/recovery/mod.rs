@@ -171,7 +171,7 @@ impl Store {
             core.node_changes.restore(change.id.0, change.delta);
         }
         let heat_bytes = heat_bytes(pool_blocks, options.index_budget);
-        let index = FingerprintIndex::new(ByteCount(options.index_budget.0.saturating_sub(heat_bytes)));
+        let index = FingerprintIndex::new(ByteCount(options.index_budget.0.saturating_sub(heat_bytes)))?;
         Ok(Store {
             devices,
             options,
