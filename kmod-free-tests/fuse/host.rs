@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 /// Whether FUSE can be mounted here; says so on standard error where it cannot.
 pub(crate) fn has_fuse() -> bool {
@@ -39,6 +40,19 @@ pub(crate) fn run(command: &str, arguments: &[&str]) -> String {
         String::from_utf8_lossy(&output.stdout)
     );
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Unmounts a file system. A command that another test is just starting holds what was open here until it has
+/// begun: then it is busy for a moment.
+#[track_caller]
+pub(crate) fn unmount(point: &str) {
+    for _ in 0..100 {
+        if Command::new("umount").arg(point).output().unwrap().status.success() {
+            return;
+        }
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    run("umount", &[point]);
 }
 
 /// The lines of the kernel's list of mounts that name this directory.

@@ -8,6 +8,7 @@ use crate::host::Loop;
 use crate::host::MountPoint;
 use crate::host::has_loop;
 use crate::host::run;
+use crate::host::unmount;
 use crate::load::FileLoad;
 use crate::seed;
 use crate::steps;
@@ -60,7 +61,7 @@ fn survives(kind: &str, make: &[&str], check: &[&str], more: &[&str]) {
     assert!(enough.is_some(), "fstrim gives nothing back of {full} bytes");
     load.verify(&inner.join("load"));
     load.run(steps(1500) / 3);
-    run("umount", &[inner.text()]);
+    unmount(inner.text());
     run(check[0], &[&check[1..], &[device.device()]].concat());
     device.detach();
 
@@ -70,7 +71,7 @@ fn survives(kind: &str, make: &[&str], check: &[&str], more: &[&str]) {
     let device = Loop::attach(&file, more);
     mount(&device, &inner);
     load.verify(&inner.join("load"));
-    run("umount", &[inner.text()]);
+    unmount(inner.text());
     device.detach();
     assert!(daemon.terminate().success());
     assert!(!Path::new(&file).exists());
@@ -122,12 +123,12 @@ fn a_snapshot_of_a_live_ext4_shows_its_files_as_of_that_moment() {
 
     let refused = daemon.run(&["snapshot", "delete", "disk@monday", "--yes"]);
     assert_eq!(refused.status.code(), Some(11), "it is mounted: {refused:?}");
-    run("umount", &[then.text()]);
+    unmount(then.text());
     picture.detach();
     let deleted = daemon.run(&["snapshot", "delete", "disk@monday", "--yes"]);
     assert!(deleted.status.success(), "{deleted:?}");
     assert!(!file.exists() && snapshots() == 0);
-    run("umount", &[inner.text()]);
+    unmount(inner.text());
     device.detach();
     assert!(daemon.terminate().success());
 }
