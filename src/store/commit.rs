@@ -399,8 +399,9 @@ impl Core {
 fn compress_stored(data: &[u8], mut blocks: Vec<Reduced>) -> Reduction {
     let stored = blocks.iter().filter(|block| matches!(block, Reduced::Stored { .. })).count();
     let mut payload = Vec::with_capacity(stored * BLOCK_BYTES);
+    let several = stored > 1;
     let mut seen: FxHashMap<Fingerprint, usize> = FxHashMap::default();
-    let several = blocks.len() > 1;
+    seen.reserve(if several { stored } else { 0 });
     for (position, block) in data.as_chunks::<BLOCK_BYTES>().0.iter().enumerate() {
         let Reduced::Stored { fingerprint, heals, .. } = blocks[position] else { continue };
         if several {
