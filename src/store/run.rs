@@ -99,9 +99,9 @@ impl Store {
             return Ok(());
         }
         if let Some((facts, page)) = found {
-            core.cache.insert(key, page, facts);
+            core.cache.insert(key, &page, facts);
         } else if let Some(page) = stand_in(key) {
-            core.cache.insert(key, page, PageFacts { version: pointer.version, ..PageFacts::default() });
+            core.cache.insert(key, &page, PageFacts { version: pointer.version, ..PageFacts::default() });
             // It stays so: what it is told from now on must not meet the old page again.
             core.cache.change(key);
         } else {

@@ -99,7 +99,7 @@ impl Core {
         let node = MapNodeId(self.take_id(Space::Nodes));
         let key = node_page(node);
         // A state from an earlier life of the id has gone with it.
-        self.cache.insert(key, Box::new([0; PAGE_BYTES]), PageFacts::default());
+        self.cache.insert(key, &[0; PAGE_BYTES], PageFacts::default());
         let frame = self.cache.change(key);
         frame.page.fill(0);
         frame.facts = PageFacts { version: frame.facts.version, node_level: level, mapped: BlockCount(0) };

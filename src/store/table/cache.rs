@@ -3,6 +3,9 @@
 //! A page that is changed belongs to the *generation* of the next checkpoint. Freezing raises the
 //! generation; a frozen page that is changed before the checkpoint has written it is copied first, so the
 //! checkpoint sees one moment and commits never wait for it. Dirty and pinned pages are never evicted.
+//!
+//! The memory of pages stays with the cache once it has been taken: an allocator that keeps apart what each thread
+//! asks for would hold a multiple of the pages that threads hand to one another.
 
 use rustc_hash::FxHashMap;
 
@@ -30,6 +33,8 @@ pub(crate) struct Frame {
 }
 
 const CLEAN: u64 = 0;
+/// Pages that memory is taken for at once.
+const PAGES_TAKEN: usize = 64;
 /// A directory page that the checkpoint under way has changed.
 const DIRECTORY: u64 = u64::MAX;
 
@@ -46,6 +51,18 @@ pub(crate) struct Cache {
     dirty: Vec<PageKey>,
     frozen: FxHashMap<PageKey, (Box<Page>, PageFacts)>,
     frozen_left: usize,
+    /// Memory for pages to come.
+    spare: Vec<Box<Page>>,
+}
+
+/// Memory for a page, with the bytes of `page`.
+fn filled(spare: &mut Vec<Box<Page>>, page: &Page) -> Box<Page> {
+    if spare.is_empty() {
+        spare.extend((0..PAGES_TAKEN).map(|_| Box::new([0; PAGE_BYTES])));
+    }
+    let mut memory = spare.pop().expect("some has just been taken");
+    *memory = *page;
+    memory
 }
 
 impl Cache {
@@ -62,6 +79,7 @@ impl Cache {
             dirty: Vec::new(),
             frozen: FxHashMap::default(),
             frozen_left: 0,
+            spare: Vec::new(),
         }
     }
 
@@ -136,7 +154,7 @@ impl Cache {
         if frame.dirty_in != self.generation {
             if frame.dirty_in != CLEAN {
                 debug_assert!(frame.dirty_in != DIRECTORY, "only checkpoints change directories");
-                self.frozen.insert(key, (frame.page.clone(), frame.facts));
+                self.frozen.insert(key, (filled(&mut self.spare, &frame.page), frame.facts));
             }
             frame.dirty_in = self.generation;
             self.dirty.push(key);
@@ -145,14 +163,14 @@ impl Cache {
     }
 
     /// Brings a page into memory; one that is there already stays as it is.
-    pub(crate) fn insert(&mut self, key: PageKey, page: Box<Page>, facts: PageFacts) {
+    pub(crate) fn insert(&mut self, key: PageKey, page: &Page, facts: PageFacts) {
         if self.holds(key) {
             return;
         }
         self.make_room();
         let frame = Frame {
             key,
-            page,
+            page: filled(&mut self.spare, page),
             facts,
             dirty_in: CLEAN,
             hot: true,
@@ -193,7 +211,9 @@ impl Cache {
                 continue;
             }
             let key = frame.key;
-            self.vacate(key);
+            if let Some(frame) = self.vacate(key) {
+                self.spare.push(frame.page);
+            }
             evictions -= 1;
         }
     }
@@ -230,7 +250,9 @@ impl Cache {
                 self.dirty.retain(|dirty| *dirty != key);
             } else if frame.dirty_in != CLEAN {
                 self.frozen.insert(key, (frame.page, frame.facts));
+                return;
             }
+            self.spare.push(frame.page);
         }
     }
 
@@ -267,7 +289,9 @@ impl Cache {
     /// The checkpoint has stored the frozen state of a page under a new version.
     pub(crate) fn stored(&mut self, key: PageKey, version: u32) {
         self.frozen_left = self.frozen_left.saturating_sub(1);
-        let was_copied = self.frozen.remove(&key).is_some();
+        let copy = self.frozen.remove(&key);
+        let was_copied = copy.is_some();
+        self.spare.extend(copy.map(|(page, _)| page));
         let generation = self.generation;
         if let Some(place) = self.places.get(&key)
             && let Some(frame) = self.frames[*place].as_mut()
@@ -314,7 +338,7 @@ mod tests {
     }
 
     fn insert(cache: &mut Cache, number: u64) {
-        cache.insert(key(number), Box::new([number as u8; PAGE_BYTES]), PageFacts::default());
+        cache.insert(key(number), &[number as u8; PAGE_BYTES], PageFacts::default());
     }
 
     #[test]

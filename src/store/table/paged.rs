@@ -39,7 +39,7 @@ impl Core {
         }
         let pointer = self.pointer(key)?;
         if pointer.is_none() {
-            self.cache.insert(key, Box::new([0; PAGE_BYTES]), PageFacts::default());
+            self.cache.insert(key, &[0; PAGE_BYTES], PageFacts::default());
             return Ok(());
         }
         Err(Stall::Load(key, pointer))
@@ -93,7 +93,7 @@ impl Core {
             let TableRoot { height, pointer } = self.roots[table.index()];
             let key = PageKey { level: height + 1, table, number: 0 };
             // A reader may have met the page as one that does not exist.
-            self.cache.insert(key, Box::new([0; PAGE_BYTES]), PageFacts::default());
+            self.cache.insert(key, &[0; PAGE_BYTES], PageFacts::default());
             let (page, first) = self.cache.change_directory(key);
             pointer.put(page, 0);
             if first {

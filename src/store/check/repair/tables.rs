@@ -122,7 +122,7 @@ impl Repair<'_> {
             Table::BlockCounts | Table::NodeCounts if key.level == 0 => 0xff,
             _ => 0,
         };
-        core.cache.insert(key, Box::new([byte; PAGE_BYTES]), facts);
+        core.cache.insert(key, &[byte; PAGE_BYTES], facts);
         core.cache.pin(key);
         match key.table {
             _ if key.level > 0 => {
