@@ -9,6 +9,8 @@ use super::merge::Releases;
 
 /// Nodes taken apart in one step.
 const RELEASES_PER_STEP: usize = 64;
+/// Leaves settled in one step.
+const SETTLES_PER_STEP: usize = 16;
 /// Nodes that were let go of wait at most this long for the checkpoint that takes them apart.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
 /// Victims collected before the segments that they free are made free by a checkpoint.
@@ -76,6 +78,9 @@ impl Store {
             }
             return Ok(true);
         }
+        if self.settle_some()? {
+            return Ok(true);
+        }
         if self.release_waits_long_enough() {
             self.checkpoint_in_role()?;
             return Ok(true);
@@ -87,12 +92,28 @@ impl Store {
         Ok(rebuilding && self.rebuild_index_step() && !low)
     }
 
+    /// Lets copied leaves take references of their own, in a part of the change buffer: the rest is for requests, which
+    /// wait when it is full. Whether any did.
+    fn settle_some(&self) -> Result<bool> {
+        let (before, part) = {
+            let mut core = self.core.lock();
+            let committed = core.log.committed();
+            let idle = std::mem::replace(&mut core.seen_lsn, committed) == committed;
+            (core.borrowers.len(), if idle { 4 } else { 8 })
+        };
+        if before > 0 {
+            self.settle(SETTLES_PER_STEP, u64::MAX, self.geometry.changes / part)?;
+        }
+        Ok(self.core.lock().borrowers.len() < before)
+    }
+
     /// What was let go of counts only once it is merged. Space comes back without anyone asking, but not by one
     /// checkpoint after another.
     fn release_waits_long_enough(&self) -> bool {
         let now = self.environment.clock.monotonic();
         let core = self.core.lock();
-        core.node_changes.let_go_of() > 0 && now.saturating_sub(core.checkpointed_at) >= RELEASE_PATIENCE
+        let waits = core.node_changes.let_go_of() > 0 || core.borrowers.len() > 0;
+        waits && now.saturating_sub(core.checkpointed_at) >= RELEASE_PATIENCE
     }
 
     /// Collection keeps this many segments free, so that writes seldom wait for it.

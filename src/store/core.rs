@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::format::objects::ObjectSlot;
 use crate::format::page::{PageKey, PagePointer, Table};
 use crate::format::root::{LifetimeCounters, TableRoot};
-use crate::units::{CheckpointNumber, MapNodeId, ObjectNumber, SegmentId};
+use crate::units::{CheckpointNumber, Lsn, MapNodeId, ObjectNumber, SegmentId};
 
 use super::blocks::changes::Changes;
 use super::blocks::ids::IdSpace;
@@ -19,6 +19,7 @@ use super::geometry::Geometry;
 use super::log::appender::Appender;
 use super::log::open_log::OpenLog;
 use super::log::segments::SegmentTable;
+use super::map::borrow::Borrowers;
 use super::table::cache::Cache;
 
 /// What an attempt under the lock is short of.
@@ -182,6 +183,10 @@ pub(crate) struct Core {
     pub(crate) checkpointed_at: std::time::Duration,
     /// Nodes that nothing refers to, to be taken apart.
     pub(crate) release_queue: VecDeque<MapNodeId>,
+    /// Copied leaves that name blocks to which they have no references yet.
+    pub(crate) borrowers: Borrowers,
+    /// The newest operation when background work last looked: without a newer one it may do more.
+    pub(crate) seen_lsn: Lsn,
     /// Nodes taken apart since the store was opened.
     pub(crate) released_nodes: u64,
     /// Pages that are no more, and whose pointers the next checkpoint clears.

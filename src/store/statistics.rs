@@ -41,6 +41,8 @@ pub struct StoreStatistics {
     /// Map nodes that were let go of since the last merge of counts. Whether others still refer to them is not known
     /// yet; those that nothing refers to wait next.
     pub nodes_let_go: u64,
+    /// Copied leaves that still borrow from the leaf that they were copied from; background work settles them.
+    pub leaves_borrowing: u64,
     /// Map nodes taken apart since the store was opened.
     pub nodes_released: u64,
     /// Zero blocks found in writes.
@@ -151,6 +153,7 @@ impl Store {
             map_nodes: (core.node_ids.high_water - 1).saturating_sub(core.node_ids.freed),
             nodes_waiting: core.release_queue.len() as u64,
             nodes_let_go: core.node_changes.let_go_of() as u64,
+            leaves_borrowing: core.borrowers.len() as u64,
             nodes_released: core.released_nodes,
             zero_blocks_written: counters.zero_blocks,
             pattern_blocks_written: counters.pattern_blocks,

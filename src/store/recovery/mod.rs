@@ -14,7 +14,7 @@ use crate::format::root::CheckpointRoot;
 use crate::format::segment::SegmentKind;
 use crate::format::superblock::{DEVICES_MAX, DeviceRecord, SUPERBLOCK_AREA_BYTES, Superblock};
 use crate::sync::{Condition, Mutex};
-use crate::units::{ByteCount, CheckpointNumber, DeviceOffset, Epoch, Incarnation, MapNodeId, Uuid};
+use crate::units::{ByteCount, CheckpointNumber, DeviceOffset, Epoch, Incarnation, Lsn, MapNodeId, Uuid};
 
 use super::blocks::changes::Changes;
 use super::blocks::ids::IdSpace;
@@ -25,6 +25,7 @@ use super::geometry::{Geometry, segment_bytes_for, segments_on};
 use super::log::appender::Appender;
 use super::log::open_log::OpenLog;
 use super::log::segments::SegmentTable;
+use super::map::borrow::Borrowers;
 use super::options::{Environment, StoreOptions};
 use super::run::Caller;
 use super::table::cache::Cache;
@@ -133,6 +134,8 @@ impl Store {
             block_ids: IdSpace::new(Table::FreedBlocks, root.next_block.0, root.counters.freed_blocks),
             node_ids: IdSpace::new(Table::FreedNodes, root.next_node.0, root.counters.freed_nodes),
             release_queue: root.release_queue.iter().copied().collect(),
+            borrowers: Borrowers::of(&root.borrowers),
+            seen_lsn: Lsn(0),
             released_nodes: 0,
             dropped: Vec::new(),
             sharing: 1,
