@@ -68,13 +68,6 @@ impl Borrowers {
         self.by_order.remove(&order).map(|(_, lender)| lender)
     }
 
-    /// Another leaf lends to a borrower from now on.
-    fn change_lender(&mut self, borrower: MapNodeId, lender: MapNodeId) {
-        if let Some(pair) = self.order_of.get(&borrower.0).and_then(|order| self.by_order.get_mut(order)) {
-            pair.1 = lender;
-        }
-    }
-
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.by_order.len()
@@ -151,13 +144,15 @@ impl Core {
         self.bring_in(node_page(borrower))?;
         let pages = self.bring_in_counts(&[lender])?;
         let stored = i64::from(self.stored_count(Table::NodeCounts, lender.0)?);
-        if stored + self.node_changes.pending(lender.0) == 1 {
+        let alone = stored + self.node_changes.pending(lender.0) == 1;
+        // A lender began to borrow before those to which it lends: it still does only where it could not be settled.
+        if alone && !self.borrowers.holds(lender) {
             self.bring_in(node_page(lender))?;
             self.take_over(borrower, lender);
         } else {
             self.take_references(borrower);
-            self.borrowers.remove(borrower);
         }
+        self.borrowers.remove(borrower);
         self.let_go_of_child(lender, &pages);
         Ok(Settled::Some)
     }
@@ -169,8 +164,7 @@ impl Core {
         for slot in 0..NODE_ENTRIES {
             let (lent, held) = (get_u64(&*from, slot), get_u64(&*page, slot));
             if Mapping::is_borrowed(held) {
-                // What the lender has borrowed itself is borrowed from its lender now.
-                set_u64(&mut *page, slot, lent);
+                set_u64(&mut *page, slot, Mapping::owned(held));
             } else if let Some(block) = Mapping::owned_block(lent) {
                 self.block_changes.note(block.0, -1);
                 self.counters.referenced_blocks -= 1;
@@ -181,10 +175,6 @@ impl Core {
         let frame = self.cache.change(node_page(lender));
         *frame.page = [0; PAGE_BYTES];
         frame.facts.mapped = BlockCount(0);
-        match self.borrowers.remove(lender) {
-            Some(next) => self.borrowers.change_lender(borrower, next),
-            None => drop(self.borrowers.remove(borrower)),
-        }
     }
 
     /// The leaf, whose page is in memory, takes references of its own to what it has borrowed.
