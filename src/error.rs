@@ -15,6 +15,8 @@ pub enum ErrorKind {
     Exists,
     /// It is in use, or in conflict with something else that is going on.
     Busy,
+    /// It is not as the caller last saw it; look again before asking again.
+    Changed,
     /// The pool is full; trims and deletes still work.
     NoSpace,
     /// The data is damaged, and no good copy is at hand.

@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+/// Binary units of size, largest first, each with its power of two.
+pub const BINARY_UNITS: [(&str, u32); 6] =
+    [("EiB", 60), ("PiB", 50), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+
 /// Bytes of one block: the unit of mapping and reduction.
 pub const BLOCK_BYTES: usize = 4096;
 
@@ -85,6 +89,23 @@ impl ByteCount {
     #[must_use]
     pub fn blocks(self) -> BlockCount {
         BlockCount(self.0.div_ceil(BLOCK_BYTES as u64))
+    }
+
+    /// For people: at most four digits, rounded (`9.77 GiB`). It does not read back exactly.
+    #[must_use]
+    pub fn rounded(self) -> String {
+        for (unit, shift) in BINARY_UNITS {
+            let whole = 1u64 << shift;
+            if self.0 >= whole {
+                let value = self.0 as f64 / whole as f64;
+                return match value {
+                    100.0.. => format!("{value:.0} {unit}"),
+                    10.0.. => format!("{value:.1} {unit}"),
+                    _ => format!("{value:.2} {unit}"),
+                };
+            }
+        }
+        format!("{} B", self.0)
     }
 }
 

@@ -6,6 +6,7 @@
 #[path = "../common/daemon.rs"]
 mod daemon;
 mod refused;
+mod snapshots;
 
 use std::process::Output;
 use std::process::Stdio;
@@ -56,11 +57,17 @@ fn every_help_lists_the_exit_statuses() {
         &["serve", "--help"],
         &["volume", "--help"],
         &["volume", "create", "--help"],
+        &["snapshot", "--help"],
+        &["snapshot", "restore", "--help"],
+        &["flash", "--help"],
+        &["wait", "--help"],
         &["import", "--help"],
         &["export", "--help"],
         &["status", "--help"],
         &["reduction", "--help"],
         &["check", "--help"],
+        &["completions", "--help"],
+        &["man", "--help"],
     ] {
         let help = text(&sinter(scratch.path()).args(arguments).output().unwrap());
         let flat = help.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -161,6 +168,48 @@ fn what_the_start_says_to_type_next_works() {
     assert!(next.contains("volume create demo 10GiB"), "{next}");
     text(&std::process::Command::new("sh").args(["-c", next]).output().unwrap());
     assert_eq!(text(&daemon.run(&["volume", "list", "-H", "-o", "name"])), "demo\n");
+    assert!(daemon.terminate().success());
+    // A volume that is empty may be filled; one that holds something is looked at.
+    let daemon = Daemon::start(scratch.path(), &[]);
+    assert!(daemon.announcement.contains("nbdcopy disk.img"), "{}", daemon.announcement);
+    let image = scratch.join("image");
+    std::fs::write(&image, noise(1 << 20, 11)).unwrap();
+    text(&daemon.run(&["import", image.to_str().unwrap(), "demo"]));
+    assert!(daemon.terminate().success());
+    let daemon = Daemon::start(scratch.path(), &[]);
+    let announced = &daemon.announcement;
+    assert!(!announced.contains("nbdcopy") && announced.contains("nbdinfo"), "{announced}");
+}
+
+#[test]
+fn what_cannot_be_done_is_said_before_anyone_is_asked() {
+    let scratch = Scratch::new();
+    let daemon = Daemon::start(scratch.path(), &["--volume", "demo:1MiB"]);
+    assert_eq!(daemon.run(&["volume", "update", "demo"]).status.code(), Some(2));
+    assert_eq!(daemon.run(&["volume", "update", "demo", "--json"]).status.code(), Some(2));
+    text(&daemon.run(&["volume", "update", "demo", "--description", "x", "--json"]));
+    text(&daemon.run(&["volume", "update", "demo", "--no-tags"]));
+    text(&daemon.run(&["volume", "update", "demo", "--tag", "a=b"]));
+    failure(&daemon.run(&["volume", "delete", "nosuch"]), 10);
+    failure(&daemon.run(&["snapshot", "delete", "demo@nosuch"]), 10);
+    assert!(failure(&daemon.run(&["volume", "delete", "demo"]), 2).contains("--yes"));
+    let image = scratch.join("image");
+    let image = image.to_str().unwrap();
+    let error = failure(&daemon.run(&["export", "nosuch", image]), 10);
+    assert!(!error.contains("volume create"), "{error}");
+    let error = failure(&daemon.run(&["import", image, "nosuch"]), 10);
+    assert!(error.contains("volume create nosuch"), "{error}");
+}
+
+#[test]
+fn what_is_no_array_is_not_taken_for_one() {
+    let scratch = Scratch::new();
+    let daemon = Daemon::start(scratch.path(), &[]);
+    let ask = |url: &str| sinter(scratch.path()).args(["status", "--url", url]).output().unwrap();
+    let error = failure(&ask(&daemon.nbd.replace("nbd://", "http://")), 15);
+    assert!(error.contains("not the REST of a Sinter array"), "{error}");
+    failure(&ask("http://127.0.0.1:99999"), 2);
+    failure(&ask("http://127.0.0.1:port"), 2);
 }
 
 #[test]

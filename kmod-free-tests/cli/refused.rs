@@ -108,6 +108,11 @@ fn devices_that_are_missing_or_in_use_are_refused() {
     let error = failure(&serve(scratch.path(), &["--device", missing.to_str().unwrap()]), 10);
     assert!(error.contains("size=16GiB"), "{error}");
     assert!(!missing.exists());
+    let error = failure(&serve(scratch.path(), &["--device", "/dev/no-such-device"]), 10);
+    assert!(!error.contains("size="), "{error}");
+    let nowhere = format!("{},size=1GiB", scratch.join("nowhere/disk").display());
+    let error = failure(&serve(scratch.path(), &["--device", &nowhere]), 10);
+    assert!(error.contains("directory is missing"), "{error}");
 
     let one = format!("{},size=1GiB", scratch.join("one").display());
     let daemon = Daemon::start(scratch.path(), &["--device", &one]);
@@ -128,12 +133,44 @@ fn foreign_content_is_only_taken_over_by_force() {
     let error = failure(&serve(scratch.path(), &["--device", device]), 11);
     assert!(error.contains("not Sinter's") && error.contains("--force"), "{error}");
     assert!(std::fs::read(&path).unwrap() == content, "nothing was written");
-    failure(&check(scratch.path(), &["--device", device]), 11);
+    let error = failure(&check(scratch.path(), &["--device", device]), 11);
+    assert!(!error.contains("--force") && error.contains("--data-dir"), "check cannot take over: {error}");
     let daemon = Daemon::start(scratch.path(), &["--device", device, "--force", "--volume", "demo:1MiB"]);
     assert!(daemon.terminate().success());
     // By then it is a pool, which force leaves alone.
     let daemon = Daemon::start(scratch.path(), &["--device", device, "--force"]);
     assert!(text(&daemon.run(&["volume", "list", "-H"])).starts_with("demo\t"));
+}
+
+#[test]
+fn what_is_wrong_is_found_before_a_device_is_touched() {
+    let scratch = Scratch::new();
+    let path = scratch.join("disk");
+    let mut content = vec![7u8; 64 << 20];
+    content[510..512].copy_from_slice(&[0x55, 0xaa]);
+    std::fs::write(&path, &content).unwrap();
+    std::fs::write(scratch.join("file"), "no socket").unwrap();
+    let (file, nowhere, long) =
+        (scratch.join("file"), scratch.join("nowhere/s"), scratch.join(&"s".repeat(120)));
+    let listening = scratch.join("listening");
+    let _listener = std::os::unix::net::UnixListener::bind(&listening).unwrap();
+    let made = scratch.join("made");
+    let new = format!("{},size=256MiB", made.display());
+    for (arguments, status) in [
+        (["--volume", "bad:0"], 2),
+        (["--volume", "a@b:1GiB"], 2),
+        (["--volume", "huge:257TiB"], 2),
+        (["--nbd-unix", file.to_str().unwrap()], 11),
+        (["--nbd-unix", listening.to_str().unwrap()], 11),
+        (["--nbd-unix", nowhere.to_str().unwrap()], 2),
+        (["--nbd-unix", long.to_str().unwrap()], 2),
+    ] {
+        let force = ["--force", "--device", path.to_str().unwrap()];
+        failure(&serve(scratch.path(), &[&force[..], &arguments].concat()), status);
+        assert!(std::fs::read(&path).unwrap() == content, "{arguments:?} has cost what the device held");
+        failure(&serve(scratch.path(), &[&["--device", &new][..], &arguments].concat()), status);
+        assert!(!made.exists(), "{arguments:?}");
+    }
 }
 
 #[test]
@@ -162,6 +199,14 @@ fn a_geometry_that_cannot_work_leaves_nothing_behind() {
     let tiny = format!("{},size=64KiB", scratch.join("tiny").display());
     failure(&serve(scratch.path(), &["--device", &tiny]), 2);
     assert!(!scratch.join("tiny").exists());
+    let empty = scratch.join("empty");
+    std::fs::write(&empty, "").unwrap();
+    let error = failure(&serve(scratch.path(), &["--device", empty.to_str().unwrap()]), 2);
+    assert!(error.contains("hint: remove"), "a file that exists is not made: {error}");
+    let file = scratch.join("sinter.toml");
+    std::fs::write(&file, "[pool]\nsegment_size = 5000000\n").unwrap();
+    let error = failure(&serve(scratch.path(), &["--config", file.to_str().unwrap()]), 2);
+    assert!(error.contains("hint: pool.segment_size"), "{error}");
 }
 
 #[test]

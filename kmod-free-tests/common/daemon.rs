@@ -96,7 +96,18 @@ impl Daemon {
 
     /// As `start`, with its log (standard error) somewhere else.
     pub(crate) fn start_logging(data: &Path, arguments: &[&str], log: Stdio) -> Daemon {
+        Daemon::start_with(data, arguments, log, &[])
+    }
+
+    /// As `start_logging`, with more in its environment.
+    pub(crate) fn start_with(
+        data: &Path,
+        arguments: &[&str],
+        log: Stdio,
+        environment: &[(&str, &str)],
+    ) -> Daemon {
         let mut child = sinter(data)
+            .envs(environment.iter().copied())
             .args(["serve", "--api", "127.0.0.1:0", "--nbd", "127.0.0.1:0", "--data-dir"])
             .arg(data)
             .args(arguments)
@@ -144,6 +155,16 @@ impl Daemon {
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Waits for its end, which somebody else asks for.
+    pub(crate) fn wait(mut self) -> ExitStatus {
+        self.child.wait().unwrap()
     }
 
     /// Asks the daemon to stop, and waits for it.

@@ -10,7 +10,7 @@ use sinter::sync::seeded::SeededNumbers;
 use sinter::units::{BLOCK_BYTES, ByteCount, DeviceOffset, Lba, ObjectNumber};
 
 use crate::layout::{Role, live_stretches};
-use crate::pool::{Content, Machine, bytes_of, read_all};
+use crate::pool::{Content, Machine, OPERATION_BLOCKS, SEGMENT_BYTES, bytes_of, read_all};
 
 const CORRUPT: &[ErrorKind] = &[ErrorKind::Corrupt];
 
@@ -128,6 +128,35 @@ fn a_damaged_log_opens_at_its_last_intact_operation_when_told_to() {
     assert!(report.damage.is_empty(), "{:?}", report.damage);
     read_all(&store, &machine.model.sizes, &machine.model.now(), &[], "after the loss was accepted");
     assert_eq!(machine.check(CheckMode::LastCheckpointOnly).unwrap().faults, []);
+}
+
+#[test]
+fn damage_is_noticed_many_segments_before_the_batch_that_calls_it_durable() {
+    let (mut machine, store) = Machine::new(23, 128);
+    let volume = machine.create(&store, 4096);
+    machine.flush(&store).unwrap();
+    store.checkpoint().unwrap();
+    for first in (0..160 * OPERATION_BLOCKS as u64).step_by(OPERATION_BLOCKS) {
+        let contents: Vec<Content> = (0..4).map(|block| (first * 8 + block) * 7 + 1).collect();
+        let lsn = machine.write(&store, volume, first, &contents).unwrap();
+        store.write_out(lsn).unwrap();
+    }
+    machine.flush(&store).unwrap();
+    drop(store);
+    let batches: Vec<u64> = live_stretches(&machine.disk)
+        .into_iter()
+        .filter(|live| live.role == Role::Batch && live.len > 1024)
+        .map(|live| live.offset)
+        .collect();
+    let segments = (batches[batches.len() - 1] - batches[0]) / SEGMENT_BYTES;
+    assert!(segments > 6, "the log fills only {segments} segments");
+    let snapshot = machine.disk.snapshot();
+    for part in 0..10 {
+        let machine = machine.gone_back_to(&snapshot);
+        machine.disk.flip_bit(DeviceOffset(batches[batches.len() * part / 10] + 100), 3);
+        let (_, report) = machine.open().unwrap();
+        assert!(!report.damage.is_empty(), "damage at {part}/10 of the log was taken for its end");
+    }
 }
 
 #[test]
@@ -254,6 +283,7 @@ fn a_host_without_room_is_a_full_pool_until_it_has_room_again() {
     }
     let refused = refused.expect("the host's room is far less than was written");
     assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused}");
+    assert!(store.statistics().host_full, "whoever looks is told why");
     read_all(&store, &machine.model.sizes, &machine.model.now(), &[], "without room");
     machine.disk.limit_room(None);
     for lba in 0..8 {
@@ -261,5 +291,6 @@ fn a_host_without_room_is_a_full_pool_until_it_has_room_again() {
     }
     machine.flush(&store).unwrap();
     store.checkpoint().unwrap();
+    assert!(!store.statistics().host_full);
     read_all(&store, &machine.model.sizes, &machine.model.now(), &[], "with room again");
 }

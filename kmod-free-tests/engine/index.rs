@@ -83,7 +83,7 @@ fn a_full_index_ends_the_reading() {
     store.write(object, Lba(0), &blocks(1..BLOCKS + 1)).unwrap();
     store.checkpoint().unwrap();
     drop(store);
-    pool.options.index_budget = ByteCount(64 * 16);
+    pool.options.index_budget = ByteCount(64 * 16 + 64);
     let store = pool.open();
     assert_eq!(settle(&store), 2, "the first step fills it, the second finds it full");
     assert_eq!(store.statistics().index_pages_left, 0);

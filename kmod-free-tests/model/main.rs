@@ -10,6 +10,7 @@ mod pool;
 mod management;
 mod partial_writes;
 mod programs;
+mod snapshots;
 mod world;
 
 use std::sync::Arc;

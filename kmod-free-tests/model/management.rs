@@ -23,11 +23,11 @@ use crate::be_polite;
 use crate::kind;
 use crate::pool::new_store;
 
-fn open(store: &Arc<Store>, environment: &Environment) -> Arc<Array> {
+pub(crate) fn open(store: &Arc<Store>, environment: &Environment) -> Arc<Array> {
     Array::new(store.clone(), ArrayOptions { name: "test".to_owned() }, environment.clone()).unwrap()
 }
 
-fn array() -> Arc<Array> {
+pub(crate) fn array() -> Arc<Array> {
     let (store, environment) = new_store(1);
     open(&store, &environment)
 }

@@ -33,16 +33,25 @@ impl Answer {
 }
 
 pub(crate) fn request(url: &str, method: &str, path: &str, kind: Option<&str>, body: &[u8]) -> Answer {
-    let address = url.strip_prefix("http://").unwrap();
-    let mut stream = TcpStream::connect(address).unwrap();
     let kind = kind.map(|kind| format!("Content-Type: {kind}\r\n")).unwrap_or_default();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{kind}Content-Length: {}\r\n\r\n",
+        "{method} {path} HTTP/1.1\r\nHost: sinter\r\nConnection: close\r\n{kind}Content-Length: {}\r\n\r\n",
         body.len()
     );
-    stream.write_all(head.as_bytes()).unwrap();
-    // A server that refuses early may close before it has read everything.
-    let _ = stream.write_all(body);
+    exchange(url, &[head.as_bytes(), body])
+}
+
+/// Sends exactly this text.
+pub(crate) fn head_and_body(url: &str, text: &str) -> Answer {
+    exchange(url, &[text.as_bytes()])
+}
+
+fn exchange(url: &str, parts: &[&[u8]]) -> Answer {
+    let mut stream = TcpStream::connect(url.strip_prefix("http://").unwrap()).unwrap();
+    for part in parts {
+        // A server that refuses early may close before it has read everything.
+        let _ = stream.write_all(part);
+    }
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n").expect("an answer with a head");

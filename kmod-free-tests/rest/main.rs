@@ -3,9 +3,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod contract;
 #[path = "../common/daemon.rs"]
 mod daemon;
+mod defects;
+mod documents;
 mod http;
+mod refusals;
+mod scrub;
+mod snapshots;
 
 use std::time::Duration;
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 use sinter::device::Device;
 use sinter::device::faulty::{FaultPlan, FaultyDisk};
 use sinter::error::{Error, ErrorKind};
-use sinter::store::{CloneRequest, Environment, ObjectInfo, OpenReport, PlantedFaults, Store, StoreOptions};
+use sinter::store::{
+    CloneRequest, Environment, ObjectInfo, OpenReport, PlantedFaults, ScrubState, Store, StoreOptions,
+};
 use sinter::sync::baton::{Simulated, run_threads};
 use sinter::sync::seeded::SeededNumbers;
 use sinter::sync::{Clock, RandomSource};
@@ -223,6 +225,22 @@ impl World {
         run_threads(seed, threads);
     }
 
+    /// Goes on with a scrub, or begins one: nothing is damaged while the world goes on.
+    fn scrub(&self, store: &Store) -> Result<(), Error> {
+        if store.scrub_status().state != ScrubState::Running {
+            store.start_scrub();
+        }
+        store.scrub_step(ByteCount(1 << 17))?;
+        let status = store.scrub_status();
+        assert!(
+            status.errors == 0 || self.plan.is_stopped(),
+            "seed {}: scrub has found {:?}",
+            self.seed,
+            status.damage
+        );
+        Ok(())
+    }
+
     /// One client and background work in turn.
     pub(crate) fn alone(&mut self, store: &Store, steps: u64) {
         let mut numbers = self.numbers.branch();
@@ -236,6 +254,7 @@ impl World {
                 0..4 => store.background_step().map(|_| ()),
                 4..6 => store.sync_if_due().map(|_| ()),
                 6 if numbers.chance(1, 4) => store.checkpoint(),
+                7 => self.scrub(store),
                 _ => Ok(()),
             };
             if let Err(error) = outcome {

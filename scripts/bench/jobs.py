@@ -15,7 +15,11 @@ from . import machine
 FIO = ["fio", "--output-format=json", "--thread", "--ioengine=nbd", "--randrepeat=0", "--allrandrepeat=0",
        "--refill_buffers", "--buffer_compress_percentage=50", "--norandommap"]
 
+# On a mounted file instead of NBD. `--direct=1`: what the page cache would add is the same for all.
+FUSE_FIO = [argument for argument in FIO if argument != "--ioengine=nbd"] + ["--direct=1", "--fallocate=none"]
+
 REFERENCE = "nbdkit-file"
+FUSE_REFERENCE = "nbdfuse"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +45,25 @@ class Row:
     # Stands behind a flag only.
     extra: bool = False
 
+    @property
+    def reference(self):
+        """Name of the server that this row is compared with."""
+        return FUSE_REFERENCE if self.kind == "fuse" else REFERENCE
+
+    def runs_on(self, server):
+        """Whether the server offers what the row asks for."""
+        if self.kind == "fuse":
+            return server.mounts
+        return server.name != FUSE_REFERENCE and (server.stores or not (self.reads and self.cold))
+
 
 def fio(name, title, unit, rw, block, depth, at_least=None, aim=None, more=(), **others):
     arguments = (f"--rw={rw}", f"--bs={block}", f"--iodepth={depth}", *more)
     return Row(name, title, unit, arguments, at_least, aim, **others)
+
+
+def fuse(name, title, unit, rw, block, depth, **others):
+    return fio(name, title, unit, rw, block, depth, 4.0, 4.0, kind="fuse", **others)
 
 
 def real(name, title, unit, block, depth, at_least=None, aim=None, more=(), **others):
@@ -76,6 +95,10 @@ ROWS = [
     fio("w1m-zero", "1 MiB sequential write, all zeros", "MiB/s", "write", "1m", 8, 1.0, 1.3,
         # A share to compress would fill the buffers again.
         ("--buffer_compress_percentage=0", "--refill_buffers=0", "--zero_buffers")),
+    fuse("fuse-rr32", "FUSE: 4 KiB random read, depth 32, warm", "IOPS", "randread", "4k", 32, reads=True),
+    fuse("fuse-r1m", "FUSE: 1 MiB sequential read, warm", "MiB/s", "read", "1m", 8, reads=True),
+    fuse("fuse-rw32", "FUSE: 4 KiB random write, depth 32", "IOPS", "randwrite", "4k", 32),
+    fuse("fuse-w1m", "FUSE: 1 MiB sequential write, unique", "MiB/s", "write", "1m", 8),
     real("real-rw32", "real data: 4 KiB random write, depth 32", "IOPS", "4096", 32, 0.8, 1.2, ("--order", "random")),
     real("real-rw1", "real data: 4 KiB random write, depth 1, both ends on one core", "IOPS", "4096", 1, 1.0, 1.5,
          ("--order", "random"), pins=TOGETHER),
@@ -97,6 +120,7 @@ class Bench:
 
     def __init__(self, options):
         self.options = options
+        self.file_engine = None
 
     def fill(self, server):
         """What a volume must hold before it can be read."""
@@ -141,7 +165,11 @@ class Bench:
     def run_fio_row(self, row, server, cores):
         length = [] if row.whole else ["--time_based", f"--runtime={self.options.seconds}"]
         pin = [f"--cpus_allowed={','.join(map(str, sorted(cores)))}"] if row.pins else []
-        command = [*FIO, f"--name={row.name}", f"--uri={server.uri}", f"--size={self.options.size}", *row.arguments, *length, *pin]
+        common = FIO + [f"--uri={server.uri}"]
+        if row.kind == "fuse":
+            self.file_engine = self.file_engine or file_engine(server.mounted_file())
+            common = FUSE_FIO + [f"--filename={server.mounted_file()}", f"--ioengine={self.file_engine}"]
+        command = [*common, f"--name={row.name}", f"--size={self.options.size}", *row.arguments, *length, *pin]
         job = run_fio(command)
         side = job["read"] if "read" in row.arguments[0] else job["write"]
         # The runtime holds the final flush, where one was asked for.
@@ -170,6 +198,12 @@ class Bench:
         figures["iops"] = figures["ios"] / figures["seconds"]
         figures["mib_per_second"] = figures["bytes"] / 2**20 / figures["seconds"]
         return figures
+
+
+def file_engine(path):
+    """io_uring where the machine allows it, else libaio."""
+    probe = [*FUSE_FIO, "--name=probe", f"--filename={path}", "--ioengine=io_uring", "--rw=read", "--bs=4k", "--size=4k"]
+    return "io_uring" if subprocess.run(probe, capture_output=True).returncode == 0 else "libaio"
 
 
 def latency(totals, completions):

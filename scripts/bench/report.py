@@ -53,14 +53,16 @@ def table(header, lines):
 def speed_table(results, rows, servers, subject):
     """One line a row: each server's figure, and the subject's ratio to the reference."""
     header = ["job", "unit", *[server.title for server in servers]]
-    with_ratio = subject is not None and any(s.name == jobs.REFERENCE for s in servers)
+    names = {server.name for server in servers}
+    with_ratio = subject is not None and any(row.reference in names for row in rows)
     if with_ratio:
-        header += ["ratio to nbdkit file (by round)", "at least", "aim", ""]
+        references = [server.title for server in servers if server.name in {row.reference for row in rows}]
+        header += [f"ratio to {' or '.join(references)} (by round)", "at least", "aim", ""]
     lines = []
     for row in rows:
         line = [row.title, row.unit, *[spread(values(results, row.name, s.name), number) for s in servers]]
         if with_ratio:
-            ratio, pairs = ratios(results, row.name, subject, jobs.REFERENCE)
+            ratio, pairs = ratios(results, row.name, subject, row.reference)
             shown = "-" if ratio is None else f"{ratio:.2f} ({min(pairs):.2f}-{max(pairs):.2f})"
             bounds = [f"{bound:g}" if bound is not None else "-" for bound in (row.at_least, row.aim)]
             line += [shown, *bounds, verdict(ratio, row.at_least, row.aim)]
@@ -79,7 +81,7 @@ def latency_table(results, rows, servers):
     """Mean and 99th percentile of the rows that fio measured, in microseconds."""
     lines = []
     for row in rows:
-        if row.kind != "fio" or row.unit != "IOPS":
+        if row.kind == "real" or row.unit != "IOPS":
             continue
         cells = []
         for server in servers:

@@ -23,6 +23,8 @@ class Server:
     title = ""
     # Whether what is written can be read again.
     stores = True
+    # Whether it shows its volume as a file, too.
+    mounts = False
     export = ""
 
     def __init__(self, folder, size, options):
@@ -98,6 +100,21 @@ class Server:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def take_mount_away(folder):
+    """Unmounts what is mounted on a folder, also where whoever served it has died."""
+    with open("/proc/self/mountinfo") as file:
+        if any(line.split()[4] == folder for line in file):
+            machine.run("umount", "--lazy", folder)
+
+
+def wait_for_file(path, process):
+    deadline = time.monotonic() + START_LIMIT
+    while not os.path.exists(path):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"{path} does not appear")
+        time.sleep(0.05)
+
+
 def end_process(process):
     """Asks, waits, and only then insists."""
     if process.poll() is None:
@@ -113,15 +130,27 @@ class Sinter(Server):
     name = "sinter"
     title = "Sinter"
     export = "bench"
+    mounts = True
 
     @classmethod
     def missing(cls, options):
         return None if os.access(options.binary, os.X_OK) else f"no {options.binary}: cargo build --release"
 
+    def mount_point(self):
+        return os.path.join(self.folder, "mount")
+
+    def mounted_file(self):
+        return os.path.join(self.mount_point(), "volumes", self.export)
+
     def prepare(self):
-        pass
+        os.makedirs(self.mount_point())
+
+    def clean_up(self):
+        take_mount_away(self.mount_point())
+        super().clean_up()
 
     def command(self):
+        fuse = ["--fuse", self.mount_point()] if getattr(self.options, "with_fuse", False) else []
         return [
             options_path(self.options.binary), "serve",
             "--data-dir", self.folder,
@@ -129,6 +158,7 @@ class Sinter(Server):
             "--nbd", "127.0.0.1:0",
             "--api", "127.0.0.1:0",
             "--volume", f"{self.export}:{self.size}",
+            *fuse,
             *self.options.sinter_arguments,
         ]
 
@@ -169,6 +199,49 @@ class NbdkitFile(Server):
 
     def command(self):
         return ["nbdkit", "--foreground", "--exit-with-parent", "-U", self.socket, "file", self.volume_file()]
+
+
+class NbdFuse(NbdkitFile):
+    """libnbd's FUSE mount of what nbdkit serves: two programs, one for each protocol."""
+
+    name = "nbdfuse"
+    title = "nbdfuse on nbdkit file"
+    mounts = True
+
+    @classmethod
+    def missing(cls, options):
+        if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+            return "/dev/fuse cannot be opened"
+        needed = [name for name in ("nbdfuse", "fusermount3") if not machine.has_command(name)]
+        return super().missing(options) or (f"{needed[0]} is not installed" if needed else None)
+
+    def __init__(self, folder, size, options):
+        super().__init__(folder, size, options)
+        self.mounter = None
+
+    def mount_point(self):
+        return os.path.join(self.folder, "mount")
+
+    def mounted_file(self):
+        return os.path.join(self.mount_point(), "volume")
+
+    def pids(self):
+        return [self.process.pid, self.mounter.pid]
+
+    def wait_ready(self):
+        super().wait_ready()
+        os.makedirs(self.mount_point())
+        with open(self.log, "a") as log:
+            self.mounter = subprocess.Popen(["nbdfuse", self.mounted_file(), self.uri],
+                                            stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        wait_for_file(self.mounted_file(), self.mounter)
+
+    def clean_up(self):
+        take_mount_away(self.mount_point())
+        if self.mounter is not None:
+            end_process(self.mounter)
+            self.mounter = None
+        super().clean_up()
 
 
 class NbdkitNull(NbdkitFile):
@@ -338,4 +411,4 @@ class ZfsFuse(NbdkitFile):
 
 FAST = [Sinter, NbdkitFile, QemuRaw, NbdServer, NbdkitNull]
 REDUCING = [BtrfsZstd, ZfsFuse]
-BY_NAME = {server.name: server for server in FAST + REDUCING}
+BY_NAME = {server.name: server for server in [*FAST, NbdFuse, *REDUCING]}

@@ -14,8 +14,13 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_LENGTH;
 use axum::http::header::CONTENT_TYPE;
 
+use crate::api::condition;
 use crate::api::problem::Problem;
 use crate::api::request::Query;
+use crate::array::Version;
+
+/// Largest body of a management request; names, descriptions and tags are far smaller.
+pub(super) const MANAGEMENT_BODY_MAX: usize = 256 << 10;
 
 /// Longest time that the body of a request may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -24,6 +29,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) struct Call {
     /// The name or id in the path; empty on routes without one.
     pub(super) which: String,
+    /// The second one in the path; empty on routes without one.
+    pub(super) second: String,
     /// What stands behind the question mark.
     pub(super) query: Query,
     headers: HeaderMap,
@@ -41,8 +48,10 @@ impl<S: Send + Sync> FromRequest<S> for Call {
         let pairs = AxumQuery::<Vec<(String, String)>>::from_request_parts(&mut parts, state).await;
         let pairs = pairs
             .map_err(|error| Problem::invalid(format!("the query cannot be read: {}", error.body_text())))?;
+        let mut path = path.0.into_iter();
         Ok(Call {
-            which: path.0.into_iter().next().unwrap_or_default(),
+            which: path.next().unwrap_or_default(),
+            second: path.next().unwrap_or_default(),
             query: Query::new(pairs.0)?,
             headers: parts.headers,
             body,
@@ -51,6 +60,11 @@ impl<S: Send + Sync> FromRequest<S> for Call {
 }
 
 impl Call {
+    /// The versions that the volume may be in, where the client says so.
+    pub(super) fn if_match(&self) -> Result<Option<Vec<Version>>, Problem> {
+        condition::if_match(&self.headers)
+    }
+
     /// Reads a JSON body of at most `limit` bytes. Only `application/json` is taken: a page in a
     /// browser cannot send that to another site without being asked first.
     pub(super) async fn json(self, limit: usize) -> Result<Bytes, Problem> {

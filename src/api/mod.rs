@@ -2,14 +2,14 @@
 //!
 //! Handlers check what they were sent before they touch the array, call it from threads that may
 //! wait, and turn what it says into the shapes of `types`. Nothing here decides anything about
-//! volumes, knows of NBD, or answers anything but JSON (`/metrics` is mounted from above).
+//! volumes, knows of NBD, or answers anything but JSON, but for the two pages that show the `OpenAPI` document
+//! (`/metrics` is mounted from above).
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use axum::Json;
 use axum::Router;
 use axum::extract::Request;
 use axum::extract::State;
@@ -17,35 +17,41 @@ use axum::http::Method;
 use axum::http::StatusCode;
 use axum::http::Uri;
 use axum::middleware::Next;
-use axum::response::IntoResponse;
 use axum::response::Response;
-use axum::routing::get;
-use axum::routing::post;
 use tokio::sync::Semaphore;
 use tokio::sync::SemaphorePermit;
 
-use crate::api::call::Call;
+use crate::api::mounts::MountControl;
 use crate::api::problem::Problem;
 use crate::api::statistics::Operation;
 use crate::api::statistics::RestStatistics;
-use crate::api::types::About;
-use crate::api::types::ArrayCapacity;
-use crate::api::types::ArrayInfo;
-use crate::api::types::ArrayList;
 use crate::api::types::Endpoints;
-use crate::api::types::Health;
 use crate::array::Array;
 use crate::error::Result;
 use crate::sync::Clock;
 
+mod analytics;
 mod call;
+mod cluster;
+mod condition;
+mod data;
+pub mod document;
+mod figures;
+pub mod mounts;
+mod page;
+mod pages;
 pub mod problem;
 pub mod request;
+mod routes;
+pub mod scrub;
 pub mod server;
+mod shapes;
+mod snapshots;
 pub mod statistics;
 pub mod types;
 mod view;
 mod volumes;
+mod whole;
 
 /// Most requests at a time that move data; each may hold a body of 64 MiB.
 const TRANSFERS_MAX: usize = 2;
@@ -54,6 +60,8 @@ const TRANSFERS_MAX: usize = 2;
 pub struct Service {
     array: Arc<Array>,
     endpoints: Endpoints,
+    after_delete: Box<dyn Fn() + Send + Sync>,
+    mounts: Option<Arc<dyn MountControl>>,
     clock: Arc<dyn Clock>,
     started: Duration,
     transfers: Semaphore,
@@ -62,12 +70,26 @@ pub struct Service {
 }
 
 impl Service {
-    /// Routes for `array`, which serves its volumes at `endpoints`.
-    pub fn new(array: Arc<Array>, endpoints: Endpoints, clock: Arc<dyn Clock>) -> Service {
+    /// Routes for `array`, which serves its volumes at `endpoints`. `after_delete` is called when a volume or
+    /// snapshot has been deleted, which clients may still be connected to.
+    pub fn new(
+        array: Arc<Array>,
+        endpoints: Endpoints,
+        clock: Arc<dyn Clock>,
+        after_delete: impl Fn() + Send + Sync + 'static,
+    ) -> Service {
         let started = clock.monotonic();
         let transfers = Semaphore::new(TRANSFERS_MAX);
         let (statistics, in_flight) = (Arc::default(), Arc::default());
-        Service { array, endpoints, clock, started, transfers, statistics, in_flight }
+        let (after_delete, mounts) = (Box::new(after_delete), None);
+        Service { array, endpoints, after_delete, mounts, clock, started, transfers, statistics, in_flight }
+    }
+
+    /// The same routes, and those of mounts.
+    #[must_use]
+    pub fn with_mounts(mut self, mounts: Arc<dyn MountControl>) -> Service {
+        self.mounts = Some(mounts);
+        self
     }
 
     /// Counters of the requests, which live on.
@@ -97,6 +119,11 @@ impl Service {
         }
     }
 
+    /// Lets clients go whose volume or snapshot is no more.
+    fn disconnect_deleted(&self) {
+        (self.after_delete)();
+    }
+
     /// Waits for a turn to move data, so that the bodies in memory are few.
     async fn transfer(&self) -> SemaphorePermit<'_> {
         self.transfers.acquire().await.expect("the semaphore is never closed")
@@ -105,19 +132,13 @@ impl Service {
 
 /// All routes; `mounted` adds what is served beside REST.
 pub fn router(service: Arc<Service>, mounted: Router) -> Router {
-    let routes = Router::new()
-        .route("/", get(about))
-        .route("/health", get(health))
-        .route("/api/v1/arrays", get(arrays))
-        .route("/api/v1/status", get(status))
-        .route("/api/v1/metrics/reduction", get(reduction))
-        .route("/api/v1/volumes", get(volumes::list).post(volumes::create))
-        .route("/api/v1/volumes/{id}", get(volumes::show).put(volumes::update).delete(volumes::delete))
-        .route("/api/v1/volumes/{id}/resize", post(volumes::resize))
-        .route("/api/v1/volumes/{id}/write", post(volumes::write))
-        .route("/api/v1/volumes/{id}/read", get(volumes::read))
-        .with_state(service.clone());
+    let mut routes = Router::new();
+    for route in routes::ALL.iter().flat_map(|routes| routes.iter()) {
+        routes = routes.route(route.path, (route.handler)());
+    }
     routes
+        .with_state(service.clone())
+        .merge(pages::router())
         .merge(mounted)
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
@@ -156,58 +177,4 @@ async fn unknown_route(uri: Uri) -> Problem {
 async fn wrong_method(method: Method, uri: Uri) -> Problem {
     let detail = format!("{method} is not offered at {}", uri.path());
     Problem::http(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
-}
-
-async fn about(call: Call) -> Result<Response, Problem> {
-    call.query.finish()?;
-    let about = About {
-        name: "Sinter API".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        description: "Management of a Sinter virtual flash array".to_owned(),
-    };
-    Ok(Json(about).into_response())
-}
-
-async fn health(State(service): State<Arc<Service>>) -> Result<Response, Problem> {
-    let status = service.blocking(|array| Ok(array.status())).await?;
-    let health = Health {
-        status: view::health(status.health),
-        reduction_ratio: status.reduction_ratio,
-        cluster_enabled: false,
-    };
-    Ok(Json(health).into_response())
-}
-
-async fn arrays(State(service): State<Arc<Service>>, call: Call) -> Result<Response, Problem> {
-    call.query.finish()?;
-    let status = service.blocking(|array| Ok(array.status())).await?;
-    let array = ArrayInfo {
-        id: service.array.id().to_string(),
-        name: status.name,
-        model: "Sinter Virtual Array".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        capacity: ArrayCapacity {
-            total_bytes: status.store.capacity_bytes,
-            used_bytes: status.store.used_bytes,
-            reduction_ratio: status.reduction_ratio,
-        },
-        endpoints: service.endpoints.clone(),
-    };
-    Ok(Json(ArrayList { arrays: vec![array] }).into_response())
-}
-
-async fn status(State(service): State<Arc<Service>>, call: Call) -> Result<Response, Problem> {
-    call.query.finish()?;
-    let status = service.blocking(|array| Ok(array.status())).await?;
-    let clock = &service.clock;
-    let uptime = clock.monotonic().saturating_sub(service.started);
-    let endpoints = service.endpoints.clone();
-    let status = view::status(status, service.array.id(), endpoints, clock.since_unix_epoch(), uptime);
-    Ok(Json(status).into_response())
-}
-
-async fn reduction(State(service): State<Arc<Service>>, call: Call) -> Result<Response, Problem> {
-    call.query.finish()?;
-    let status = service.blocking(|array| Ok(array.status())).await?;
-    Ok(Json(view::reduction(&status)).into_response())
 }

@@ -83,6 +83,7 @@ pub fn status_of(kind: ErrorKind) -> StatusCode {
         ErrorKind::Exists | ErrorKind::Busy | ErrorKind::ReadOnly | ErrorKind::NotPrimary => {
             StatusCode::CONFLICT
         }
+        ErrorKind::Changed => StatusCode::PRECONDITION_FAILED,
         ErrorKind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
         ErrorKind::Corrupt | ErrorKind::Device => StatusCode::INTERNAL_SERVER_ERROR,
         ErrorKind::Stopped | ErrorKind::NoQuorum => StatusCode::SERVICE_UNAVAILABLE,
@@ -99,6 +100,7 @@ pub fn code_of(kind: ErrorKind) -> &'static str {
         ErrorKind::NotFound => "not_found",
         ErrorKind::Exists => "exists",
         ErrorKind::Busy => "busy",
+        ErrorKind::Changed => "changed",
         ErrorKind::NoSpace => "no_space",
         ErrorKind::Corrupt => "corrupt",
         ErrorKind::Device => "device",
@@ -117,11 +119,12 @@ pub fn kind_of(code: &str) -> Option<ErrorKind> {
     ALL_KINDS.into_iter().find(|kind| code_of(*kind) == code)
 }
 
-const ALL_KINDS: [ErrorKind; 13] = [
+const ALL_KINDS: [ErrorKind; 14] = [
     ErrorKind::Invalid,
     ErrorKind::NotFound,
     ErrorKind::Exists,
     ErrorKind::Busy,
+    ErrorKind::Changed,
     ErrorKind::NoSpace,
     ErrorKind::Corrupt,
     ErrorKind::Device,

@@ -10,9 +10,17 @@ use serde_json::Map;
 use serde_json::Value;
 
 use crate::api::problem::Problem;
+use crate::api::types::AddPeer;
+use crate::api::types::CloneVolume;
+use crate::api::types::CreateMount;
+use crate::api::types::CreateSnapshot;
+use crate::api::types::CreateSnapshotGroup;
 use crate::api::types::CreateVolume;
+use crate::api::types::Failover;
 use crate::api::types::FieldError;
+use crate::api::types::Heartbeat;
 use crate::api::types::ResizeVolume;
+use crate::api::types::RestoreSnapshot;
 use crate::api::types::UpdateVolume;
 
 /// Largest `size_gb`, in GiB.
@@ -71,6 +79,100 @@ pub fn resize_volume(body: &[u8]) -> Result<ResizeVolume, Problem> {
         .ok_or_else(|| Problem::invalid("a size is needed"))
 }
 
+/// Reads the body of `POST .../clone`.
+///
+/// # Errors
+/// A 400 that names every wrong field.
+pub fn clone_volume(body: &[u8]) -> Result<CloneVolume, Problem> {
+    let mut fields = Fields::parse(body)?;
+    let name = fields.required("name", text);
+    let description = fields.optional("description", text);
+    fields.finish()?;
+    let name = name.ok_or_else(|| Problem::invalid("a name is needed"))?;
+    Ok(CloneVolume { name, description })
+}
+
+/// Reads the body of `POST /volumes/{id}/snapshots`.
+///
+/// # Errors
+/// A 400 that names every wrong field.
+pub fn create_snapshot(body: &[u8]) -> Result<CreateSnapshot, Problem> {
+    let mut fields = Fields::parse(body)?;
+    let snapshot = fields.snapshot();
+    fields.finish()?;
+    Ok(snapshot)
+}
+
+/// Reads the body of `POST /snapshots`.
+///
+/// # Errors
+/// A 400 that names every wrong field.
+pub fn create_snapshot_group(body: &[u8]) -> Result<CreateSnapshotGroup, Problem> {
+    let mut fields = Fields::parse(body)?;
+    let volumes = fields.required("volumes", texts);
+    let snapshot = fields.snapshot();
+    fields.finish()?;
+    let volumes = volumes.ok_or_else(|| Problem::invalid("volumes are needed"))?;
+    Ok(CreateSnapshotGroup { volumes, snapshot })
+}
+
+/// Reads the body of `POST .../restore`.
+///
+/// # Errors
+/// A 400 that names every wrong field.
+pub fn restore_snapshot(body: &[u8]) -> Result<RestoreSnapshot, Problem> {
+    let mut fields = Fields::parse(body)?;
+    let target_volume_id = fields.optional("target_volume_id", text);
+    let name = fields.optional("name", text);
+    if target_volume_id.is_some() && name.is_some() {
+        fields.wrong("name", "is for a new volume, and target_volume_id names an existing one");
+    }
+    fields.finish()?;
+    Ok(RestoreSnapshot { target_volume_id, name })
+}
+
+/// Reads the body of `POST /cluster/peers`.
+///
+/// # Errors
+/// A 400 that names every wrong field.
+pub fn add_peer(body: &[u8]) -> Result<AddPeer, Problem> {
+    let mut fields = Fields::parse(body)?;
+    let node_id = fields.required("node_id", text);
+    let url = fields.required("url", http_url);
+    fields.finish()?;
+    match (node_id, url) {
+        (Some(node_id), Some(url)) => Ok(AddPeer { node_id, url }),
+        _ => Err(Problem::invalid("node_id and url are needed")),
+    }
+}
+
+/// Reads the body of `POST /cluster/failover`.
+///
+/// # Errors
+/// A 400 that names every wrong field.
+pub fn failover(body: &[u8]) -> Result<Failover, Problem> {
+    let mut fields = Fields::parse(body)?;
+    let target_node = fields.optional("target_node", text);
+    fields.finish()?;
+    Ok(Failover { target_node })
+}
+
+/// Reads the body of `POST /cluster/heartbeat`.
+///
+/// # Errors
+/// A 400 that names every wrong field.
+pub fn heartbeat(body: &[u8]) -> Result<Heartbeat, Problem> {
+    let mut fields = Fields::parse(body)?;
+    let source_node = fields.required("source_node", text);
+    let timestamp = fields.required("timestamp", number);
+    let current_primary = fields.optional("current_primary", text);
+    fields.finish()?;
+    match (source_node, timestamp) {
+        (Some(source_node), Some(timestamp)) => Ok(Heartbeat { source_node, timestamp, current_primary }),
+        _ => Err(Problem::invalid("source_node and timestamp are needed")),
+    }
+}
+
 /// The body of `POST /volumes/{id}/write`: an offset and data still in Base64.
 #[derive(Debug)]
 pub struct WriteRequest {
@@ -93,6 +195,19 @@ pub fn write(body: &[u8]) -> Result<WriteRequest, Problem> {
         (Some(offset), Some(data)) => Ok(WriteRequest { offset, data }),
         _ => Err(Problem::invalid("offset and data are needed")),
     }
+}
+
+/// Reads the body of `POST /mounts`.
+///
+/// # Errors
+/// A 400 that names every wrong field.
+pub fn create_mount(body: &[u8]) -> Result<CreateMount, Problem> {
+    let mut fields = Fields::parse(body)?;
+    let mountpoint = fields.required("mountpoint", text);
+    fields.finish()?;
+    mountpoint
+        .map(|mountpoint| CreateMount { mountpoint })
+        .ok_or_else(|| Problem::invalid("mountpoint is needed"))
 }
 
 /// The members of a JSON object, taken out one by one.
@@ -145,6 +260,15 @@ impl Fields {
         gb.or(bytes)
     }
 
+    /// Name, description and tags of a new snapshot.
+    fn snapshot(&mut self) -> CreateSnapshot {
+        CreateSnapshot {
+            name: self.optional("name", text),
+            description: self.optional("description", text).unwrap_or_default(),
+            tags: self.optional("tags", text_map).unwrap_or_default(),
+        }
+    }
+
     /// What nobody has taken is unknown.
     fn finish(mut self) -> Result<(), Problem> {
         let unknown: Vec<String> = self.members.keys().take(8).cloned().collect();
@@ -173,13 +297,45 @@ fn text_map(value: Value) -> Result<BTreeMap<String, String>, &'static str> {
         .collect()
 }
 
+fn texts(value: Value) -> Result<Vec<String>, &'static str> {
+    let Value::Array(values) = value else { return Err("must be an array of strings") };
+    values.into_iter().map(|value| text(value).map_err(|_| "must be an array of strings")).collect()
+}
+
+fn http_url(value: Value) -> Result<String, &'static str> {
+    let url = text(value)?;
+    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    if rest.is_some_and(|rest| !rest.is_empty()) {
+        Ok(url)
+    } else {
+        Err("must begin with http:// or https://")
+    }
+}
+
+fn number(value: Value) -> Result<f64, &'static str> {
+    value.as_f64().ok_or("must be a number")
+}
+
 fn whole_number(value: Value) -> Result<u64, &'static str> {
-    value.as_u64().ok_or("must be a whole number of 0 or more")
+    whole(&value).ok_or("must be a whole number of 0 or more")
+}
+
+/// A whole number, also one that is written with a fraction of zero.
+fn whole(value: &Value) -> Option<u64> {
+    /// Beyond it not every whole number is a float.
+    const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "whole and between 0 and 2^53, as just checked"
+    )]
+    let of_float =
+        |number: f64| (number.fract() == 0.0 && (0.0..=EXACT_MAX).contains(&number)).then_some(number as u64);
+    value.as_u64().or_else(|| value.as_f64().and_then(of_float))
 }
 
 fn size_bytes(value: Value) -> Result<u64, &'static str> {
-    value
-        .as_u64()
+    whole(&value)
         .filter(|bytes| (1..=SIZE_BYTES_MAX).contains(bytes))
         .ok_or("must be a whole number of bytes above 0 and at most 256 TiB")
 }
@@ -277,6 +433,10 @@ mod tests {
         let small = create_volume(br#"{"name": "n", "size_gb": 0.5, "description": null}"#).unwrap();
         assert_eq!(small.size_bytes, 1 << 29);
         assert_eq!(create_volume(br#"{"name": "n", "size_bytes": 4097}"#).unwrap().size_bytes, 4097);
+        assert_eq!(create_volume(br#"{"name": "n", "size_bytes": 4.096e3}"#).unwrap().size_bytes, 4096);
+        assert!(write(br#"{"offset": 18446744073709551615, "data": ""}"#).is_ok());
+        assert!(write(br#"{"offset": 1.8446744073709552e19, "data": ""}"#).is_err());
+        assert!(write(br#"{"offset": -0.5, "data": ""}"#).is_err());
     }
 
     #[test]

@@ -2,27 +2,29 @@
 
 use jiff::Timestamp;
 
-use crate::api::types::BytesSaved;
-use crate::api::types::Compression;
-use crate::api::types::Deduplication;
+use crate::api::figures;
+use crate::api::types::ChangedRange;
+use crate::api::types::ClusterState;
 use crate::api::types::Endpoints;
 use crate::api::types::HealthState;
-use crate::api::types::PatternRemoval;
-use crate::api::types::ReductionMetrics;
+use crate::api::types::RangeKind;
+use crate::api::types::Snapshot;
 use crate::api::types::Status;
 use crate::api::types::StatusArray;
 use crate::api::types::StatusCapacity;
+use crate::api::types::StatusCluster;
 use crate::api::types::StatusCollection;
 use crate::api::types::StatusLog;
 use crate::api::types::StatusReduction;
+use crate::api::types::StatusSnapshots;
 use crate::api::types::StatusVolumes;
 use crate::api::types::Trouble;
 use crate::api::types::Volume;
 use crate::api::types::VolumeState;
 use crate::array;
 use crate::array::ArrayStatus;
+use crate::array::SnapshotInfo;
 use crate::array::VolumeInfo;
-use crate::units::BlockCount;
 use crate::units::Uuid;
 
 /// A time as RFC 3339 in UTC, such as `2024-01-15T10:30:00.000Z`: always of one length, so that texts sort as times.
@@ -42,16 +44,14 @@ pub(super) fn volume(info: VolumeInfo) -> Volume {
         name: info.name,
         size_bytes: info.size_bytes.0,
         used_bytes: info.used_bytes.0,
-        state: match info.state {
-            array::VolumeState::Available => VolumeState::Available,
-            array::VolumeState::InUse => VolumeState::InUse,
-        },
+        state: volume_state(info.state),
         description: info.description,
         created_at: time(info.created_at),
         updated_at: time(info.updated_at),
         tags: info.tags,
         reduction_ratio: info.reduction_ratio,
-        reduction_is_estimate: true,
+        reduction_is_estimate: info.used_bytes.0 > 0 && info.reduction_measured_at.is_none(),
+        reduction_measured_at: info.reduction_measured_at.map(time),
     }
 }
 
@@ -62,28 +62,39 @@ pub(super) fn health(health: array::Health) -> HealthState {
     }
 }
 
-pub(super) fn reduction(status: &ArrayStatus) -> ReductionMetrics {
-    let store = &status.store;
-    ReductionMetrics {
-        overall_reduction_ratio: status.reduction_ratio,
-        deduplication: Deduplication {
-            ratio: ratio(store.referenced_blocks, store.unique_blocks),
-            unique_blocks: store.unique_blocks,
-            duplicate_blocks: store.referenced_blocks.saturating_sub(store.unique_blocks),
+pub(super) fn snapshot(info: SnapshotInfo) -> Snapshot {
+    Snapshot {
+        id: info.id.to_string(),
+        name: info.name,
+        volume_id: info.volume_id.to_string(),
+        volume_name: info.volume_name,
+        volume_is_deleted: info.volume_is_deleted,
+        size_bytes: info.size_bytes.0,
+        used_bytes: info.used_bytes.0,
+        reclaimable_bytes: info.reclaimable_bytes.map(|bytes| bytes.0),
+        state: volume_state(info.state),
+        description: info.description,
+        created_at: time(info.created_at),
+        tags: info.tags,
+    }
+}
+
+pub(super) fn changed_range(change: array::Change) -> ChangedRange {
+    ChangedRange {
+        offset: change.offset,
+        length: change.len.0,
+        kind: match change.kind {
+            array::ExtentKind::Data => RangeKind::Data,
+            array::ExtentKind::Hole => RangeKind::Hole,
+            array::ExtentKind::Pattern => RangeKind::Pattern,
         },
-        compression: Compression {
-            ratio: ratio(BlockCount(store.unique_blocks).bytes().0, store.stored_data_bytes),
-            algorithm: "lz4".to_owned(),
-        },
-        pattern_removal: PatternRemoval {
-            zero_blocks_found: store.zero_blocks_written,
-            pattern_blocks_found: store.pattern_blocks_written,
-        },
-        bytes_saved: BytesSaved {
-            pattern: store.pattern_saved_bytes,
-            dedupe: store.dedup_saved_bytes,
-            compression: store.compression_saved_bytes,
-        },
+    }
+}
+
+fn volume_state(state: array::VolumeState) -> VolumeState {
+    match state {
+        array::VolumeState::Available => VolumeState::Available,
+        array::VolumeState::InUse => VolumeState::InUse,
     }
 }
 
@@ -124,11 +135,17 @@ pub(super) fn status(
             provisioned_bytes: status.provisioned_bytes.0,
             used_bytes: status.used_bytes.0,
         },
+        snapshots: StatusSnapshots {
+            total: status.snapshots,
+            pending_releases: store.nodes_waiting + store.nodes_let_go + store.leaves_borrowing,
+        },
         garbage_collection: StatusCollection {
+            state: figures::collection_state(store),
             runs: store.collections,
             moved_bytes: store.moved_bytes,
             reclaimed_segments: store.collected_segments,
         },
+        cluster: StatusCluster { enabled: false, state: ClusterState::Standalone },
         log: StatusLog { lsn: store.lsn, durable_lsn: store.durable_lsn, checkpoints: store.checkpoints },
         problems: status
             .problems
@@ -136,12 +153,6 @@ pub(super) fn status(
             .map(|problem| Trouble { what: problem.what, hint: problem.hint })
             .collect(),
     }
-}
-
-/// A ratio that is 1 where there is nothing to divide.
-#[expect(clippy::cast_precision_loss, reason = "a ratio of sizes needs no more than 53 bits")]
-fn ratio(part: u64, whole: u64) -> f64 {
-    if part == 0 || whole == 0 { 1.0 } else { part as f64 / whole as f64 }
 }
 
 #[cfg(test)]

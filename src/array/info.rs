@@ -7,6 +7,8 @@ use crate::store::StoreStatistics;
 use crate::units::ByteCount;
 use crate::units::Uuid;
 
+use super::which::Version;
+
 /// What a new volume is to be.
 #[derive(Clone, Debug, Default)]
 pub struct NewVolume {
@@ -74,11 +76,81 @@ pub struct VolumeInfo {
     pub updated_at: Duration,
     /// Free text by key.
     pub tags: BTreeMap<String, String>,
-    /// `used_bytes` over the bytes that they occupy; 1.0 while the volume holds nothing. An
-    /// estimate: the volume's blocks are taken to be reduced as those of the whole pool.
+    /// `used_bytes` over the bytes that they occupy; 1.0 while the volume holds nothing. Where it was not
+    /// measured, the volume's blocks are taken to be reduced as those of the whole pool.
     pub reduction_ratio: f64,
+    /// When the ratio was measured on the volume's own blocks; since 1970-01-01 00:00:00 UTC.
+    pub reduction_measured_at: Option<Duration>,
+    /// Another one after every change by a management verb.
+    pub version: Version,
     /// What clients asked of it.
     pub counters: VolumeCounters,
+}
+
+/// What a new snapshot is to be.
+#[derive(Clone, Debug, Default)]
+pub struct NewSnapshot {
+    /// Unique among the volume's snapshots; without one it is called after the volume and the time.
+    pub name: Option<String>,
+    /// Free text.
+    pub description: String,
+    /// Free text by key.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// What a new clone is to be: a volume with the size and tags of its source.
+#[derive(Clone, Debug, Default)]
+pub struct NewClone {
+    /// Unique among volumes.
+    pub name: String,
+    /// Free text; without one it says what it was cloned from.
+    pub description: Option<String>,
+}
+
+/// Where a snapshot is restored to.
+#[derive(Clone, Debug)]
+pub enum RestoreTarget {
+    /// A new volume; without a name it is called `{volume}-restored`, with a number where that is taken.
+    New {
+        /// Unique among volumes.
+        name: Option<String>,
+    },
+    /// An existing volume, all of whose data is replaced.
+    Onto {
+        /// Its name or id.
+        volume: String,
+        /// Also under connected clients.
+        force: bool,
+    },
+}
+
+/// A snapshot as the management plane shows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SnapshotInfo {
+    /// Never changes.
+    pub id: Uuid,
+    /// Unique among the snapshots of its volume.
+    pub name: String,
+    /// The volume that it was taken of.
+    pub volume_id: Uuid,
+    /// What that volume is called or, where it is gone, was.
+    pub volume_name: String,
+    /// Whether that volume is gone.
+    pub volume_is_deleted: bool,
+    /// Its size.
+    pub size_bytes: ByteCount,
+    /// What clients had written and not trimmed.
+    pub used_bytes: ByteCount,
+    /// Whether a client is connected.
+    pub state: VolumeState,
+    /// Free text.
+    pub description: String,
+    /// Since 1970-01-01 00:00:00 UTC, in whole milliseconds.
+    pub created_at: Duration,
+    /// Free text by key.
+    pub tags: BTreeMap<String, String>,
+    /// Stored bytes that would come free if it alone were deleted; `None` until that has been counted.
+    pub reclaimable_bytes: Option<ByteCount>,
 }
 
 /// The array's health in one word.
@@ -112,6 +184,8 @@ pub struct ArrayStatus {
     pub store: StoreStatistics,
     /// Number of volumes.
     pub volumes: u64,
+    /// Number of snapshots.
+    pub snapshots: u64,
     /// The sum of the volumes' sizes.
     pub provisioned_bytes: ByteCount,
     /// What clients have written and not trimmed.

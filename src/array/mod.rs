@@ -1,4 +1,4 @@
-//! The one front door: the catalog of volumes, and the block service of each.
+//! The one front door: the catalog of volumes and snapshots, and the block service of each.
 //!
 //! Whatever a client or an operator may do to the array goes through [`Array`] (management verbs and
 //! what can be seen) or through a [`Volume`] that it opened (blocks). A management verb is durable
@@ -10,6 +10,7 @@
 //! held while the store waits, and no I/O and no query ever asks for it. `catalog` guards the maps in
 //! memory, for moments. Waiting for durability holds neither: verbs that come together share a sync.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,38 +22,61 @@ use crate::format::catalog::RecordKind;
 use crate::store::Environment;
 use crate::store::Store;
 use crate::sync::Mutex;
-use crate::units::BlockCount;
 use crate::units::ByteCount;
+use crate::units::Lsn;
 use crate::units::Uuid;
 
 mod catalog;
+mod changes;
+mod clones;
+mod history;
 mod info;
+mod measure;
 mod range_lock;
 pub mod rules;
+mod scrub;
 pub mod service;
+mod snapshots;
 mod split;
 mod status;
 mod volume;
+mod which;
 
+pub use changes::Change;
+pub use changes::ChangedExtent;
+pub use changes::Changes;
+pub use changes::Comparison;
+pub use history::History;
+pub use history::Sample;
+pub use history::Trend;
 pub use info::ArrayStatus;
 pub use info::Health;
+pub use info::NewClone;
+pub use info::NewSnapshot;
 pub use info::NewVolume;
 pub use info::Problem;
+pub use info::RestoreTarget;
+pub use info::SnapshotInfo;
 pub use info::VolumeCounters;
 pub use info::VolumeInfo;
 pub use info::VolumeState;
 pub use info::VolumeUpdate;
 pub use service::BlockService;
+pub use service::ChangeSource;
 pub use service::Commit;
 pub use service::Extent;
 pub use service::ExtentKind;
+pub use snapshots::GROUP_MAX;
 pub use volume::Volume;
 pub use volume::WriteReport;
+pub use which::SnapshotWhich;
+pub use which::Version;
+pub use which::Which;
 
 use catalog::Catalog;
 use catalog::Entry;
-use status::reduction_ratio;
-use volume::SharedVolume;
+use measure::Measurements;
+use status::volume_ratio;
 
 /// What the configuration says about the array.
 #[derive(Clone, Debug)]
@@ -61,7 +85,7 @@ pub struct ArrayOptions {
     pub name: String,
 }
 
-/// The array: volumes on one store.
+/// The array: volumes and snapshots on one store.
 pub struct Array {
     store: Arc<Store>,
     options: ArrayOptions,
@@ -70,6 +94,8 @@ pub struct Array {
     catalog: Mutex<Catalog>,
     /// What was found damaged, one line each; bounded.
     damage: Mutex<Vec<String>>,
+    history: Mutex<History>,
+    measurements: Mutex<Measurements>,
 }
 
 impl Array {
@@ -87,6 +113,8 @@ impl Array {
             management: Mutex::new(()),
             catalog: Mutex::new(catalog),
             damage: Mutex::new(Vec::new()),
+            history: Mutex::new(History::default()),
+            measurements: Mutex::new(Measurements::default()),
         };
         array.note_damage(damage);
         Ok(Arc::new(array))
@@ -127,8 +155,7 @@ impl Array {
         let management = self.management.lock();
         self.catalog.lock().check_free(&record.name, record.id)?;
         let (number, lsn) = self.store.create_object(record.size.blocks(), &opaque)?;
-        let shared = Arc::new(SharedVolume::new(self.store.clone(), number, record.id, record.size));
-        let entry = Entry { record, shared };
+        let entry = Entry::new(&self.store, number, record, &opaque);
         self.catalog.lock().insert(entry.clone());
         drop(management);
         self.store.make_durable(lsn)?;
@@ -138,12 +165,12 @@ impl Array {
     /// All volumes, the oldest first, then by name.
     #[must_use]
     pub fn volumes(&self) -> Vec<VolumeInfo> {
-        let mut entries: Vec<Entry> = self.catalog.lock().entries().cloned().collect();
+        let mut entries: Vec<Entry> = self.catalog.lock().volumes().cloned().collect();
         entries.sort_by(|a, b| {
             (a.record.created_ms, &a.record.name).cmp(&(b.record.created_ms, &b.record.name))
         });
-        let pool_ratio = reduction_ratio(&self.store.statistics());
-        entries.iter().map(|entry| self.describe(entry, pool_ratio)).collect()
+        let ratio = volume_ratio(&self.store.statistics());
+        entries.iter().map(|entry| self.describe(entry, ratio)).collect()
     }
 
     /// The volume of this name or id.
@@ -151,21 +178,24 @@ impl Array {
     /// # Errors
     /// `NotFound`.
     pub fn volume(&self, which: &str) -> Result<VolumeInfo> {
-        let entry = self.find(which)?;
+        let entry = self.find(which.into())?;
         Ok(self.describe_one(&entry))
     }
 
     /// Changes what is given of a volume: name, description, tags.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` for a name or text against the rules; `Exists` for a name that is taken;
-    /// `NoSpace`, `ReadOnly`, `Stopped`, `Device`.
-    pub fn update_volume(&self, which: &str, update: VolumeUpdate) -> Result<VolumeInfo> {
+    /// `NotFound`; `Changed` where it is not in a version that is asked for; `Invalid` for a name or text
+    /// against the rules; `Exists` for a name that is taken; `NoSpace`, `ReadOnly`, `Stopped`, `Device`.
+    pub fn update_volume<'a>(&self, which: impl Into<Which<'a>>, update: VolumeUpdate) -> Result<VolumeInfo> {
+        let which = which.into();
+        // What is wrong in itself is said first, whatever the volume is like.
+        update.name.as_deref().map_or(Ok(()), rules::check_name)?;
+        let nothing = BTreeMap::new();
+        let tags = update.tags.as_ref().unwrap_or(&nothing);
+        rules::check_text(update.description.as_deref().unwrap_or_default(), tags)?;
         self.change(which, |record| {
-            if let Some(name) = update.name {
-                rules::check_name(&name)?;
-                record.name = name;
-            }
+            record.name = update.name.unwrap_or_else(|| record.name.clone());
             record.description = update.description.unwrap_or_else(|| record.description.clone());
             record.tags = update.tags.unwrap_or_else(|| record.tags.clone());
             rules::check_text(&record.description, &record.tags)
@@ -175,15 +205,16 @@ impl Array {
     /// Makes a volume larger.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` for a size that is not larger, or too large; `NoSpace`, `ReadOnly`,
-    /// `Stopped`, `Device`.
-    pub fn resize_volume(&self, which: &str, size: ByteCount) -> Result<VolumeInfo> {
+    /// `NotFound`; `Changed` where it is not in a version that is asked for; `Invalid` for a size that is
+    /// not larger, or too large; `NoSpace`, `ReadOnly`, `Stopped`, `Device`.
+    pub fn resize_volume<'a>(&self, which: impl Into<Which<'a>>, size: ByteCount) -> Result<VolumeInfo> {
+        let which = which.into();
         let wished = rules::volume_size(size)?;
         self.change(which, |record| {
             if wished <= record.size {
                 let what = format!(
-                    "Cannot shrink volume {which}: it has {} bytes, and {wished} is not more",
-                    record.size
+                    "Cannot shrink volume {}: it has {} bytes, and {wished} is not more",
+                    record.name, record.size
                 );
                 return Err(Error::new(ErrorKind::Invalid, what));
             }
@@ -192,22 +223,20 @@ impl Array {
         })
     }
 
-    /// Deletes a volume. Its space comes back in the background. With `force` also under connected
-    /// clients, whose services answer `NotFound` from then on.
+    /// Deletes a volume. Its snapshots and clones stay; the space that only it held comes back in the
+    /// background. With `force` also under connected clients, whose services answer `NotFound` from then on.
     ///
     /// # Errors
-    /// `NotFound`; `Busy` while a client is connected, without `force`; `ReadOnly`, `Stopped`, `Device`.
-    pub fn delete_volume(&self, which: &str, force: bool) -> Result<()> {
+    /// `NotFound`; `Changed` where it is not in a version that is asked for; `Busy` while a client is
+    /// connected, without `force`; `ReadOnly`, `Stopped`, `Device`.
+    pub fn delete_volume<'a>(&self, which: impl Into<Which<'a>>, force: bool) -> Result<()> {
+        let which = which.into();
         let management = self.management.lock();
-        let entry = self.take_out(which, force)?;
-        let lsn = match self.store.delete_object(entry.shared.number()) {
-            Ok(lsn) => lsn,
-            Err(error) => {
-                entry.shared.set_deleted(false);
-                self.catalog.lock().insert(entry);
-                return Err(error.context(format!("volume {which} was not deleted")));
-            }
-        };
+        let entry = self.find(which)?;
+        self.check_unused(&entry, force)?;
+        self.name_source_in_snapshots(&entry)?;
+        self.take_out(&entry, force)?;
+        let lsn = self.delete_object(&entry)?;
         drop(management);
         self.store.make_durable(lsn)
     }
@@ -218,7 +247,19 @@ impl Array {
     /// `NotFound`.
     pub fn open_volume(&self, which: &str) -> Result<Arc<Volume>> {
         let catalog = self.catalog.lock();
-        Ok(Arc::new(Volume::connect(catalog.find(which)?.shared.clone())))
+        Ok(Arc::new(Volume::connect(catalog.volume(which)?.shared.clone())))
+    }
+
+    /// Opens what an export is called: a volume by name or id, or a snapshot as `VOLUME@SNAPSHOT`, which
+    /// is read-only.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn open(&self, name: &str) -> Result<Arc<Volume>> {
+        match SnapshotWhich::parse(name) {
+            Some(which) => self.open_snapshot(which),
+            None => self.open_volume(name),
+        }
     }
 
     /// Notes what was found damaged, one line each: a problem in `status` from now on.
@@ -226,35 +267,55 @@ impl Array {
         status::keep_damage(&mut self.damage.lock(), lines);
     }
 
-    fn find(&self, which: &str) -> Result<Entry> {
-        self.catalog.lock().find(which).cloned()
-    }
-
-    /// Takes a volume out of the catalog, so that it is not found any more, unless it is in use.
-    fn take_out(&self, which: &str, force: bool) -> Result<Entry> {
-        let mut catalog = self.catalog.lock();
-        let entry = catalog.find(which)?.clone();
-        if entry.shared.is_connected() && !force {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!("volume {which} is in use: a client is connected"),
-            ));
-        }
-        catalog.remove(entry.record.id);
-        entry.shared.set_deleted(true);
+    fn find(&self, which: Which<'_>) -> Result<Entry> {
+        let entry = self.catalog.lock().volume(which.name_or_id)?.clone();
+        which.check(entry.version)?;
         Ok(entry)
     }
 
+    /// Whether nobody is connected, or that is no matter: else `Busy`.
+    fn check_unused(&self, entry: &Entry, force: bool) -> Result<()> {
+        if force || !entry.shared.is_connected() {
+            return Ok(());
+        }
+        let noun = if entry.source().is_some() { "snapshot" } else { "volume" };
+        let what = format!("{noun} {} is in use: a client is connected", entry.record.name);
+        Err(Error::new(ErrorKind::Busy, what))
+    }
+
+    /// Takes a volume or snapshot out of the catalog, so that it is not found any more, unless it is in use.
+    fn take_out(&self, entry: &Entry, force: bool) -> Result<()> {
+        let mut catalog = self.catalog.lock();
+        // Connections are made under this lock: none can come between this look and the removal.
+        self.check_unused(entry, force)?;
+        catalog.remove(entry.record.id);
+        entry.shared.set_deleted(true);
+        drop(catalog);
+        self.forget_measurement(entry.record.id);
+        Ok(())
+    }
+
+    /// Deletes the object of what was taken out of the catalog, or puts it back where that fails.
+    fn delete_object(&self, entry: &Entry) -> Result<Lsn> {
+        self.store.delete_object(entry.shared.number()).map_err(|error| {
+            entry.shared.set_deleted(false);
+            self.catalog.lock().insert(entry.clone());
+            error.context(format!("{} was not deleted", entry.record.name))
+        })
+    }
+
     /// Applies `edit` to what is kept of a volume.
-    fn change(&self, which: &str, edit: impl FnOnce(&mut Record) -> Result<()>) -> Result<VolumeInfo> {
+    fn change(&self, which: Which<'_>, edit: impl FnOnce(&mut Record) -> Result<()>) -> Result<VolumeInfo> {
         let management = self.management.lock();
-        let mut entry = self.find(which)?;
-        edit(&mut entry.record)?;
-        entry.record.updated_ms = entry.record.updated_ms.max(self.now_ms());
-        let opaque = entry.record.encode()?;
-        self.catalog.lock().check_free(&entry.record.name, entry.record.id)?;
-        let lsn = self.store.update_object(entry.shared.number(), entry.record.size.blocks(), &opaque)?;
-        entry.shared.set_size(entry.record.size);
+        let entry = self.find(which)?;
+        let mut record = entry.record.clone();
+        edit(&mut record)?;
+        record.updated_ms = record.updated_ms.max(self.now_ms());
+        let opaque = record.encode()?;
+        self.catalog.lock().check_free(&record.name, record.id)?;
+        let lsn = self.store.update_object(entry.shared.number(), record.size.blocks(), &opaque)?;
+        entry.shared.set_size(record.size);
+        let entry = entry.with(record, &opaque);
         self.catalog.lock().insert(entry.clone());
         drop(management);
         self.store.make_durable(lsn)?;
@@ -262,23 +323,30 @@ impl Array {
     }
 
     fn describe_one(&self, entry: &Entry) -> VolumeInfo {
-        self.describe(entry, reduction_ratio(&self.store.statistics()))
+        self.describe(entry, volume_ratio(&self.store.statistics()))
     }
 
-    fn describe(&self, entry: &Entry, pool_ratio: f64) -> VolumeInfo {
-        let Entry { record, shared } = entry;
-        let mapped = self.store.object_mapped(shared.number()).unwrap_or(BlockCount(0));
+    fn describe(&self, entry: &Entry, ratio: f64) -> VolumeInfo {
+        let Entry { record, version, shared } = entry;
+        let mapped = self.mapped_blocks(entry);
+        let measured = self.measured_ratio(entry);
         VolumeInfo {
             id: record.id,
             name: record.name.clone(),
             size_bytes: record.size,
             used_bytes: mapped.bytes(),
-            state: if shared.is_connected() { VolumeState::InUse } else { VolumeState::Available },
+            state: shared.state(),
             description: record.description.clone(),
             created_at: Duration::from_millis(record.created_ms),
             updated_at: Duration::from_millis(record.updated_ms),
             tags: record.tags.clone(),
-            reduction_ratio: if mapped.0 == 0 { 1.0 } else { pool_ratio },
+            reduction_ratio: match measured {
+                _ if mapped.0 == 0 => 1.0,
+                Some((measured, _)) => measured,
+                None => ratio,
+            },
+            reduction_measured_at: measured.map(|(_, at_ms)| Duration::from_millis(at_ms)),
+            version: *version,
             counters: shared.counters(),
         }
     }

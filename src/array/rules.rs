@@ -23,7 +23,7 @@ fn invalid(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::Invalid, what)
 }
 
-/// Whether a volume may have this name: 1 to 255 bytes, no control characters, no `@` (it parts a
+/// Whether a volume or snapshot may have this name: 1 to 255 bytes, no control characters, no `@` (it parts a
 /// volume's name from a snapshot's) and no `/`, neither `.` nor `..`, and not of the form of a UUID
 /// (every verb takes a name or an id).
 ///
@@ -31,22 +31,22 @@ fn invalid(what: impl Into<String>) -> Error {
 /// `Invalid`, saying which rule is broken.
 pub fn check_name(name: &str) -> Result<()> {
     if name.is_empty() {
-        return Err(invalid("a volume's name is empty"));
+        return Err(invalid("the name is empty"));
     }
     if name.len() > NAME_BYTES_MAX {
-        return Err(invalid(format!("a volume's name takes at most {NAME_BYTES_MAX} bytes")));
+        return Err(invalid(format!("a name takes at most {NAME_BYTES_MAX} bytes")));
     }
     if name.chars().any(char::is_control) {
-        return Err(invalid("a volume's name holds no control characters"));
+        return Err(invalid("a name holds no control characters"));
     }
     if name.contains(['@', '/']) {
-        return Err(invalid(format!("volume name {name}: '@' and '/' are not allowed")));
+        return Err(invalid(format!("name {name}: '@' and '/' are not allowed")));
     }
     if matches!(name, "." | "..") {
-        return Err(invalid("a volume cannot be called '.' or '..'"));
+        return Err(invalid("nothing can be called '.' or '..'"));
     }
     if Uuid::parse(name).is_some() {
-        return Err(invalid(format!("volume name {name}: names of the form of an id are not allowed")));
+        return Err(invalid(format!("name {name}: names of the form of an id are not allowed")));
     }
     Ok(())
 }
@@ -60,8 +60,32 @@ pub(super) fn check_text(description: &str, tags: &BTreeMap<String, String>) -> 
     Ok(())
 }
 
+/// `base` and `suffix` as a name: the end of `base` is left out where they would be too long.
+pub(super) fn derived_name(base: &str, suffix: &str) -> String {
+    let room = NAME_BYTES_MAX.saturating_sub(suffix.len());
+    let mut end = base.len().min(room);
+    while !base.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{suffix}", &base[..end])
+}
+
+/// The first of `base`, `base-2`, `base-3`... that is free.
+pub(super) fn first_free(base: &str, is_taken: impl Fn(&str) -> bool) -> String {
+    let mut name = base.to_owned();
+    let mut number = 2u64;
+    while is_taken(&name) {
+        name = derived_name(base, &format!("-{number}"));
+        number += 1;
+    }
+    name
+}
+
 /// The size that a volume gets for one that was wished: whole blocks.
-pub(super) fn volume_size(wished: ByteCount) -> Result<ByteCount> {
+///
+/// # Errors
+/// `Invalid` for 0, and for more than [`VOLUME_BYTES_MAX`].
+pub fn volume_size(wished: ByteCount) -> Result<ByteCount> {
     if wished.0 == 0 {
         return Err(invalid("a volume's size is more than 0"));
     }
@@ -118,6 +142,16 @@ mod tests {
         for bad in [0, VOLUME_BYTES_MAX.0 + 1, u64::MAX] {
             assert_eq!(volume_size(ByteCount(bad)).unwrap_err().kind(), ErrorKind::Invalid);
         }
+    }
+
+    #[test]
+    fn derived_names_stay_within_bounds() {
+        assert_eq!(derived_name("a", "-restored"), "a-restored");
+        let long = derived_name(&"\u{f6}".repeat(127), "-r");
+        assert_eq!(long, "\u{f6}".repeat(126) + "-r");
+        assert_eq!(first_free("a", |_| false), "a");
+        assert_eq!(first_free("a", |name| matches!(name, "a" | "a-2")), "a-3");
+        assert_eq!(first_free(&"x".repeat(255), |name| !name.ends_with('2')).len(), 255);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use crate::error::Result;
 use crate::units::{ByteCount, Lsn};
 
+use super::changes::ChangedExtent;
+
 /// Where an operation stands in the array's order. A caller keeps the highest of a group of
 /// requests and acknowledges them together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,6 +30,16 @@ pub struct Extent {
     pub kind: ExtentKind,
 }
 
+/// What a volume or snapshot holds otherwise than an older snapshot, as the exports see it.
+pub trait ChangeSource: Send + Sync {
+    /// What has changed in the range, in bytes, as at most `extents_max` stretches (at least one) from `offset`
+    /// on; neighbours differ. They may end before the range does, and never reach past it.
+    ///
+    /// # Errors
+    /// `Invalid` for a range that is empty or reaches past the end, `NotFound` for what has been deleted, `Device`.
+    fn changes(&self, offset: u64, len: ByteCount, extents_max: usize) -> Result<Vec<ChangedExtent>>;
+}
+
 /// One volume (or snapshot) as the exports see it. All offsets and lengths are in bytes and may be
 /// unaligned. A range that reaches past the end is `Invalid`, and changes nothing.
 ///
@@ -40,6 +52,12 @@ pub trait BlockService: Send + Sync {
 
     /// Whether writing verbs are refused with `ReadOnly`.
     fn read_only(&self) -> bool;
+
+    /// Whether what is served here has been deleted: nothing can succeed any more but `acknowledge` and
+    /// `make_durable`.
+    fn is_deleted(&self) -> bool {
+        false
+    }
 
     /// Fills `buffer`, if that needs no waiting for a device; else `Ok(false)` and an undefined
     /// buffer.

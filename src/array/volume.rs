@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::store::ChangedRun;
 use crate::store::MappingKind;
 use crate::store::Store;
 use crate::store::WriteOutcome;
@@ -23,9 +24,12 @@ use crate::units::Lsn;
 use crate::units::ObjectNumber;
 use crate::units::Uuid;
 
-use super::catalog::not_found;
+use super::catalog::no_snapshot;
+use super::catalog::no_volume;
 use super::info::VolumeCounters;
+use super::info::VolumeState;
 use super::range_lock::RangeLock;
+use super::range_lock::Turn;
 use super::service::BlockService;
 use super::service::Commit;
 use super::service::Extent;
@@ -35,11 +39,21 @@ use super::split::Split;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
-/// What all connections of one volume share.
+/// What clients may do with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// A volume.
+    ReadWrite,
+    /// A snapshot.
+    ReadOnly,
+}
+
+/// What all connections of one volume or snapshot share.
 pub(super) struct SharedVolume {
     store: Arc<Store>,
     number: ObjectNumber,
     id: Uuid,
+    access: Access,
     /// In bytes: whole blocks. Only grows.
     size: AtomicU64,
     /// Set for good once the volume is out of the catalog.
@@ -54,11 +68,18 @@ pub(super) struct SharedVolume {
 }
 
 impl SharedVolume {
-    pub(super) fn new(store: Arc<Store>, number: ObjectNumber, id: Uuid, size: ByteCount) -> SharedVolume {
+    pub(super) fn new(
+        store: Arc<Store>,
+        number: ObjectNumber,
+        id: Uuid,
+        size: ByteCount,
+        access: Access,
+    ) -> SharedVolume {
         SharedVolume {
             store,
             number,
             id,
+            access,
             size: AtomicU64::new(size.0),
             deleted: AtomicBool::new(false),
             connections: AtomicU64::new(0),
@@ -90,6 +111,10 @@ impl SharedVolume {
         self.connections.load(Ordering::Acquire) > 0
     }
 
+    pub(super) fn state(&self) -> VolumeState {
+        if self.is_connected() { VolumeState::InUse } else { VolumeState::Available }
+    }
+
     pub(super) fn counters(&self) -> VolumeCounters {
         VolumeCounters {
             read_ops: self.read_ops.load(Ordering::Relaxed),
@@ -99,8 +124,30 @@ impl SharedVolume {
         }
     }
 
+    /// Keeps requests that read a block before they write it away until what is returned is dropped: all that
+    /// have begun are over.
+    pub(super) fn hold_partial_writes(&self) -> Turn<'_> {
+        let whole = BlockCount(u64::MAX / BLOCK);
+        self.ranges.take_turn(&Split { head: None, first: Lba(0), whole, tail: None })
+    }
+
     fn alive(&self) -> Result<()> {
-        if self.deleted.load(Ordering::Acquire) { Err(not_found(self.id)) } else { Ok(()) }
+        match (self.deleted.load(Ordering::Acquire), self.access) {
+            (false, _) => Ok(()),
+            (true, Access::ReadWrite) => Err(no_volume(self.id)),
+            (true, Access::ReadOnly) => Err(no_snapshot(self.id)),
+        }
+    }
+
+    /// Whether it may be written to: else `ReadOnly`.
+    fn check_writable(&self) -> Result<()> {
+        match self.access {
+            Access::ReadWrite => Ok(()),
+            Access::ReadOnly => {
+                let what = format!("snapshot {} is read-only", self.id);
+                Err(Error::new(ErrorKind::ReadOnly, what))
+            }
+        }
     }
 
     /// A result as the client may see it. What the store said of a volume that was deleted meanwhile
@@ -169,6 +216,7 @@ impl SharedVolume {
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<WriteReport> {
         let len = data.len() as u64;
+        self.check_writable()?;
         self.check(offset, len)?;
         if data.is_empty() {
             return Ok(WriteReport::default());
@@ -191,6 +239,7 @@ impl SharedVolume {
     }
 
     fn write_zeroes(&self, offset: u64, len: ByteCount) -> Result<Commit> {
+        self.check_writable()?;
         self.check(offset, len.0)?;
         if len.0 == 0 {
             return Ok(Commit::default());
@@ -206,6 +255,7 @@ impl SharedVolume {
     }
 
     fn trim(&self, offset: u64, len: ByteCount) -> Result<Commit> {
+        self.check_writable()?;
         self.check(offset, len.0)?;
         let split = Split { head: None, tail: None, ..Split::of(offset, len.0) };
         if split.whole.0 == 0 {
@@ -293,7 +343,7 @@ impl From<WriteOutcome> for WriteReport {
     }
 }
 
-/// A volume, open for one client. While it is not dropped, the volume is in use.
+/// A volume or snapshot, open for one client. While it is not dropped, it is in use.
 pub struct Volume {
     shared: Arc<SharedVolume>,
 }
@@ -305,10 +355,23 @@ impl Volume {
         Volume { shared }
     }
 
-    /// The volume's id.
+    /// Its id.
     #[must_use]
     pub fn id(&self) -> Uuid {
         self.shared.id
+    }
+
+    /// What `newer` maps otherwise than this, as [`Store::diff`] says it.
+    pub(super) fn changed_blocks(
+        &self,
+        newer: &Volume,
+        first: Lba,
+        count: BlockCount,
+        runs_max: usize,
+    ) -> Result<Vec<ChangedRun>> {
+        let (older, newer) = (&self.shared, &newer.shared);
+        let runs = older.store.diff(older.number, newer.number, first, count, runs_max);
+        newer.unless_deleted(older.unless_deleted(runs))
     }
 
     /// Like [`BlockService::write`], and says how the data was reduced.
@@ -327,14 +390,14 @@ impl Drop for Volume {
 }
 
 /// Every verb but `size`, `read_only`, `acknowledge` and `make_durable` answers `NotFound` once the
-/// volume has been deleted: what was written before may still be acknowledged.
+/// volume or snapshot has been deleted: what was written before may still be acknowledged.
 impl BlockService for Volume {
     fn size(&self) -> ByteCount {
         self.shared.size()
     }
 
     fn read_only(&self) -> bool {
-        false
+        self.shared.access == Access::ReadOnly
     }
 
     fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Result<bool> {
@@ -359,6 +422,10 @@ impl BlockService for Volume {
 
     fn trim(&self, offset: u64, len: ByteCount) -> Result<Commit> {
         self.shared.unless_deleted(self.shared.trim(offset, len))
+    }
+
+    fn is_deleted(&self) -> bool {
+        self.shared.alive().is_err()
     }
 
     fn acknowledge(&self, commit: Commit) -> Result<()> {

@@ -100,6 +100,9 @@ pub fn run(check: Check) -> Outcome {
         return Ok(());
     }
     let hint = match mode {
+        _ if report.log_is_damaged => {
+            "only `sinter serve --accept-loss` goes on from a damaged log: with what is intact, without what came later"
+        }
         CheckMode::Repair => {
             "a log that is damaged is given up by `sinter serve --accept-loss`, not by a repair"
         }

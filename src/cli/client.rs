@@ -32,9 +32,9 @@ impl Client {
     /// A client of the array at `url`; nothing is sent yet.
     ///
     /// # Errors
-    /// `Invalid` for what is no `http://` address.
+    /// `Invalid` for what is no `http://` address, and for a port that cannot be.
     pub fn new(url: &str) -> Outcome<Client> {
-        if !url.starts_with("http://") {
+        if !is_address(url) {
             return Err(Failure::new(ErrorKind::Invalid, format!("`{url}` is not an address of an array"))
                 .hint(format!("write it like --url {DEFAULT_URL}")));
         }
@@ -133,6 +133,11 @@ impl Client {
     }
 
     fn unreachable(&self, error: ureq::Error) -> Failure {
+        if matches!(error, ureq::Error::Protocol(_) | ureq::Error::Http(_)) {
+            let what = format!("what listens at {} is not the REST of a Sinter array", self.url);
+            return Failure::new(ErrorKind::Unreachable, what)
+                .hint("`sinter serve` prints where its REST is; --url or SINTER_URL says it here");
+        }
         Failure::from(Error::caused(
             ErrorKind::Unreachable,
             format!("asking the array at {}", self.url),
@@ -140,6 +145,18 @@ impl Client {
         ))
         .hint("is it running? `sinter serve` starts it, --url or SINTER_URL says where it is")
     }
+}
+
+/// Whether this is `http://HOST` or `http://HOST:PORT`, perhaps with a path.
+fn is_address(url: &str) -> bool {
+    let Some(rest) = url.strip_prefix("http://") else { return false };
+    let authority = rest.split('/').next().unwrap_or_default();
+    // The colons of an IPv6 address stand in brackets.
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (authority, None),
+    };
+    !host.is_empty() && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
 /// Reads an answer.
@@ -159,9 +176,39 @@ pub fn volume_path(volume: &str) -> String {
     format!("/api/v1/volumes/{}", encode(volume.as_bytes(), b"-._~"))
 }
 
+/// The path of a mount, by its directory.
+#[must_use]
+pub fn mount_path(mountpoint: &str) -> String {
+    format!("/api/v1/mounts/{}", encode(mountpoint.as_bytes(), b"-._~"))
+}
+
+/// The path of a snapshot, by names or ids.
+#[must_use]
+pub fn snapshot_path(volume: &str, snapshot: &str) -> String {
+    format!("{}/snapshots/{}", volume_path(volume), encode(snapshot.as_bytes(), b"-._~"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_have_a_host_and_a_port_that_can_be() {
+        for good in ["http://x", "http://[::1]", "http://[::1]:80/", "http://127.0.0.1:65535/path"] {
+            assert!(is_address(good), "{good}");
+        }
+        for bad in [
+            "ftp://x",
+            "http://",
+            "http://:80",
+            "http://x:",
+            "http://x:0",
+            "http://x:99999",
+            "http://[::1]:a",
+        ] {
+            assert!(!is_address(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn names_are_encoded() {

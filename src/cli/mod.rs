@@ -18,14 +18,20 @@ use crate::daemon::failure::Outcome;
 
 pub mod check;
 pub mod client;
+pub mod completions;
 pub mod image;
+pub mod man;
+pub mod mount;
 pub mod output;
 pub mod progress;
+pub mod scrub;
 pub mod serve;
+pub mod snapshot;
 pub mod status;
 pub mod table;
 pub mod transfer;
 pub mod volume;
+pub mod wait;
 
 /// A virtual flash array: thin, deduplicated, compressed, crash-safe volumes over NBD
 #[derive(Debug, Parser)]
@@ -46,15 +52,31 @@ enum Verb {
         #[command(subcommand)]
         command: volume::VolumeCommand,
     },
+    /// Take, list, compare, restore, clone and delete snapshots
+    Snapshot {
+        #[command(subcommand)]
+        command: snapshot::SnapshotCommand,
+    },
     /// Copy an image into a volume
     Import {
         #[command(flatten)]
         import: transfer::Import,
     },
-    /// Copy a volume into an image
+    /// Copy a volume or snapshot into an image
     Export {
         #[command(flatten)]
         export: transfer::Export,
+    },
+    /// Mount the volumes and snapshots as files
+    Mount {
+        #[command(flatten)]
+        command: mount::MountCommand,
+    },
+    /// Take a mount away, also one that a dead array left behind
+    #[command(visible_alias = "unmount")]
+    Umount {
+        #[command(flatten)]
+        command: mount::UmountCommand,
     },
     /// Show what the array is doing, what is wrong first
     Status {
@@ -66,8 +88,24 @@ enum Verb {
         #[command(flatten)]
         flags: status::ReductionFlags,
     },
+    /// Show how full and how worn the flash is
+    Flash {
+        #[command(flatten)]
+        flags: status::FlashFlags,
+    },
+    /// Wait until background work is done
+    Wait(wait::Wait),
+    /// Verify all that is live while the array serves
+    Scrub {
+        #[command(subcommand)]
+        command: Option<scrub::ScrubCommand>,
+    },
     /// Verify a pool that is not being served: every count and every checksum
     Check(check::Check),
+    /// Print the script that lets a shell complete this command line
+    Completions(completions::Completions),
+    /// Print the manual page, or write those of all verbs
+    Man(man::Man),
 }
 
 /// Which array is meant.
@@ -95,8 +133,13 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let matches = with_exit_statuses(Cli::command()).try_get_matches_from(arguments)?;
+    let matches = command().try_get_matches_from(arguments)?;
     Cli::from_arg_matches(&matches)
+}
+
+/// The whole command line.
+fn command() -> Command {
+    with_exit_statuses(Cli::command())
 }
 
 /// Every help text ends with the list of exit statuses.
@@ -124,11 +167,19 @@ fn dispatch(target: &Target, verb: Verb) -> Outcome {
             serve::run(*serve)
         }
         Verb::Volume { command } => volume::run(&Client::new(&target.url)?, command),
+        Verb::Snapshot { command } => snapshot::run(&Client::new(&target.url)?, command),
         Verb::Import { import } => transfer::import(&Client::new(&target.url)?, import),
         Verb::Export { export } => transfer::export(&Client::new(&target.url)?, export),
+        Verb::Mount { command } => mount::mount(&Client::new(&target.url)?, command),
+        Verb::Umount { command } => mount::umount(&Client::new(&target.url)?, &command),
+        Verb::Scrub { command } => scrub::run(&Client::new(&target.url)?, command),
         Verb::Status { flags } => status::status(&Client::new(&target.url)?, &flags),
         Verb::Reduction { flags } => status::reduction(&Client::new(&target.url)?, &flags),
+        Verb::Flash { flags } => status::flash(&Client::new(&target.url)?, &flags),
+        Verb::Wait(wait) => wait::run(&Client::new(&target.url)?, &wait),
         Verb::Check(check) => check::run(check),
+        Verb::Completions(completions) => completions::run(command(), &completions),
+        Verb::Man(man) => man::run(command(), &man),
     }
 }
 

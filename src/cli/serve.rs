@@ -51,6 +51,9 @@ pub struct Serve {
     /// Unix socket of NBD, or none [default: nbd.sock in the data directory]
     #[arg(long, value_name = "PATH")]
     nbd_unix: Option<String>,
+    /// Mount the volumes as files on this empty directory
+    #[arg(long, value_name = "DIR")]
+    fuse: Option<String>,
     /// Serve addresses that are not loopback, to everyone who reaches them
     #[arg(long)]
     insecure_open: bool,
@@ -75,7 +78,12 @@ pub fn run(serve: Serve) -> Outcome {
     if !serve.devices.is_empty() {
         flags.push(("pool.devices", Given::List(serve.devices)));
     }
-    for (key, value) in [("api.listen", serve.api), ("nbd.listen", serve.nbd), ("nbd.unix", serve.nbd_unix)] {
+    for (key, value) in [
+        ("api.listen", serve.api),
+        ("nbd.listen", serve.nbd),
+        ("nbd.unix", serve.nbd_unix),
+        ("fuse.mountpoint", serve.fuse),
+    ] {
         flags.extend(value.map(|value| (key, Given::One(value))));
     }
     let config = Config::load(file.as_deref(), environment, flags)?;
@@ -115,6 +123,9 @@ fn announcement(serving: &Serving) -> String {
     for endpoint in &serving.nbd {
         let _ = writeln!(text, "  NBD   {}", endpoint.uri(""));
     }
+    if let Some(point) = &serving.fuse {
+        let _ = writeln!(text, "  FUSE  {}", shell_word(&point.join("volumes").display().to_string()));
+    }
     for volume in serving.volumes.iter().take(VOLUMES_SHOWN) {
         for endpoint in &serving.nbd {
             let _ = writeln!(text, "        {}", shell_word(&endpoint.uri(volume)));
@@ -127,15 +138,17 @@ fn announcement(serving: &Serving) -> String {
     // `--url` belongs to the verb, so it stands behind it.
     let at = if url == DEFAULT_URL { String::new() } else { format!(" --url {url}") };
     text.push_str("Next:\n");
-    match (serving.volumes.first(), serving.nbd.first()) {
-        (Some(volume), Some(endpoint)) => {
-            let _ = writeln!(text, "  nbdcopy disk.img {}", shell_word(&endpoint.uri(volume)));
-            let _ = writeln!(text, "  {sinter} status{at}");
-        }
-        _ => {
-            let _ = writeln!(text, "  {sinter} volume create demo 10GiB{at}");
-        }
+    if serving.volumes.is_empty() && serving.takes_writes {
+        let _ = writeln!(text, "  {sinter} volume create demo 10GiB{at}");
+        return text;
     }
+    let empty = serving.empty_volume.as_ref().filter(|_| serving.takes_writes);
+    if let (Some(volume), Some(endpoint)) = (empty.or(serving.volumes.first()), serving.nbd.first()) {
+        // What would overwrite data is not for typing unread.
+        let command = if empty.is_some() { "nbdcopy disk.img" } else { "nbdinfo" };
+        let _ = writeln!(text, "  {command} {}", shell_word(&endpoint.uri(volume)));
+    }
+    let _ = writeln!(text, "  {sinter} status{at}");
     text
 }
 

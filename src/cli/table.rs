@@ -82,6 +82,16 @@ pub fn render<T>(rows: &[T], columns: &[Column<T>], defaults: &[&str], flags: &L
     Ok(align(&shown.iter().map(|column| column.name.to_ascii_uppercase()).collect::<Vec<_>>(), &cells))
 }
 
+/// One row with a line for each column.
+#[must_use]
+pub fn describe<T>(row: &T, columns: &[Column<T>], exact: bool) -> String {
+    let line = |column: &Column<T>| {
+        let cell = (column.cell)(row, exact);
+        format!("{:<12} {}", column.name, cell.text()).trim_end().to_owned() + "\n"
+    };
+    columns.iter().map(line).collect()
+}
+
 fn align(header: &[String], cells: &[Vec<Cell>]) -> String {
     let width = |index: usize| {
         let widest =

@@ -7,9 +7,11 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::api::types::ArrayList;
+use crate::api::types::Snapshot;
 use crate::api::types::Volume;
 use crate::cli::client::Client;
 use crate::cli::client::parse;
+use crate::cli::client::snapshot_path;
 use crate::cli::client::volume_path;
 use crate::cli::image::Image;
 use crate::cli::image::Sink;
@@ -17,6 +19,8 @@ use crate::cli::image::Stretch;
 use crate::cli::image::stretches;
 use crate::cli::output;
 use crate::cli::progress::Progress;
+use crate::cli::snapshot;
+use crate::cli::snapshot::parse_snapshot;
 use crate::cli::volume::with_hint;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
@@ -53,8 +57,9 @@ pub struct Import {
 #[derive(Debug, Args)]
 #[group(skip)]
 pub struct Export {
-    /// The volume to copy, by name or id
-    volume: String,
+    /// The volume to copy, by name or id, or the snapshot
+    #[arg(value_name = "VOLUME[@SNAPSHOT]")]
+    source: String,
     /// The image, raw; `-` is standard output
     file: PathBuf,
     /// Do not ask before a file is overwritten
@@ -67,7 +72,12 @@ pub struct Export {
 /// # Errors
 /// What the array or the operating system said; `Invalid` for an image larger than the volume.
 pub fn import(client: &Client, import: Import) -> Outcome {
-    let volume = find_volume(client, &import.volume)?;
+    let volume = find_volume(client, &import.volume).map_err(|failure| match failure.error.kind() {
+        ErrorKind::NotFound => {
+            failure.hint(format!("`sinter volume create {} SIZE` makes it", import.volume))
+        }
+        _ => failure,
+    })?;
     let mut image = Image::open(&import.file)?;
     if let Some(len) = image.len().filter(|len| len.0 > volume.size_bytes) {
         let (has, len) = (show_size(ByteCount(volume.size_bytes)), show_size(len));
@@ -130,23 +140,18 @@ fn copy_in(image: &mut Image, nbd: &mut NbdClient, volume: &Volume, must_zero: b
 /// # Errors
 /// What the array or the operating system said.
 pub fn export(client: &Client, export: Export) -> Outcome {
-    let volume = find_volume(client, &export.volume)?;
+    let (what, name) = find_source(client, &export.source)?;
     if Sink::would_overwrite(&export.file) {
         output::confirm(&format!("What {} holds will be overwritten.", export.file.display()), export.yes)?;
     }
-    let mut nbd = connect(client, &volume.name)?;
+    let mut nbd = connect(client, &name)?;
     let size = nbd.size();
     let mut sink = Sink::create(&export.file, size)?;
     copy_out(&mut nbd, &mut sink, size)?;
     sink.finish()?;
     nbd.disconnect()?;
     if export.file != Path::new("-") {
-        output::note(&format!(
-            "{} of volume {} written to {}",
-            show_size(size),
-            volume.name,
-            export.file.display()
-        ));
+        output::note(&format!("{} of {what} written to {}", show_size(size), export.file.display()));
     }
     Ok(())
 }
@@ -180,12 +185,21 @@ fn copy_out(nbd: &mut NbdClient, sink: &mut Sink, size: ByteCount) -> Outcome {
     Ok(())
 }
 
+/// What is to be exported, in words and as the name of an export.
+fn find_source(client: &Client, source: &str) -> Outcome<(String, String)> {
+    let Ok(name) = parse_snapshot(source) else {
+        let volume = find_volume(client, source)?;
+        return Ok((format!("volume {}", volume.name), volume.name));
+    };
+    let answer =
+        client.get_text(&snapshot_path(&name.volume, &name.snapshot)).map_err(snapshot::with_hint)?;
+    let found: Snapshot = parse(&answer)?;
+    let what = format!("snapshot {}@{}", found.volume_name, found.name);
+    Ok((what, format!("{}@{}", found.volume_id, found.id)))
+}
+
 fn find_volume(client: &Client, volume: &str) -> Outcome<Volume> {
-    let answer = client.get_text(&volume_path(volume)).map_err(|failure| match failure.error.kind() {
-        ErrorKind::NotFound => failure.hint(format!("`sinter volume create {volume} SIZE` makes it")),
-        _ => with_hint(failure),
-    })?;
-    parse(&answer)
+    parse(&client.get_text(&volume_path(volume)).map_err(with_hint)?)
 }
 
 /// Connects to a volume where the array serves NBD: at the Unix socket where it can be reached from

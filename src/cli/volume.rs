@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use clap::Args;
 use clap::Subcommand;
 
+use crate::api::types::CloneVolume;
 use crate::api::types::CreateVolume;
 use crate::api::types::ResizeVolume;
 use crate::api::types::UpdateVolume;
@@ -40,7 +41,9 @@ pub enum VolumeCommand {
     Update(Update),
     /// Make a volume larger
     Resize(Resize),
-    /// Delete a volume and all that it holds
+    /// Make a writable volume that begins as what this one holds now
+    Clone(CloneArguments),
+    /// Delete a volume; its snapshots and clones stay
     #[command(visible_alias = "rm")]
     Delete(Delete),
 }
@@ -79,7 +82,8 @@ pub struct Show {
 
 /// `volume update`.
 #[derive(Debug, Args)]
-#[group(id = "change", required = true, multiple = true, args = ["name", "description", "tags", "no_tags"])]
+#[group(skip)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true).args(["name", "description", "tags", "no_tags"]))]
 pub struct Update {
     /// Its name or id
     volume: String,
@@ -108,6 +112,21 @@ pub struct Resize {
     /// The new size, larger than the old one
     #[arg(value_parser = parse_size)]
     size: ByteCount,
+    /// What REST returns, as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `volume clone`.
+#[derive(Debug, Args)]
+pub struct CloneArguments {
+    /// Its name or id
+    volume: String,
+    /// Name of the new volume
+    name: String,
+    /// Free text
+    #[arg(long)]
+    description: Option<String>,
     /// What REST returns, as JSON
     #[arg(long)]
     json: bool,
@@ -177,8 +196,18 @@ pub fn run(client: &Client, command: VolumeCommand) -> Outcome {
                 client.post(&path, &ResizeVolume { size_bytes: resize.size.0 }).map_err(with_hint)?;
             show(&answer, resize.json, false)
         }
+        VolumeCommand::Clone(clone) => {
+            let path = format!("{}/clone", volume_path(&clone.volume));
+            let body = CloneVolume { name: clone.name, description: clone.description };
+            show(&client.post(&path, &body).map_err(with_hint)?, clone.json, false)
+        }
         VolumeCommand::Delete(delete) => {
-            output::confirm(&format!("Volume {} and all it holds will be lost.", delete.volume), delete.yes)?;
+            if !delete.yes {
+                // Nobody is asked about what does not exist.
+                client.get_text(&volume_path(&delete.volume)).map_err(with_hint)?;
+            }
+            let question = format!("Volume {} and what it holds now will be lost.", delete.volume);
+            output::confirm(&question, delete.yes)?;
             let force = if delete.force { "?force=true" } else { "" };
             client.delete(&format!("{}{force}", volume_path(&delete.volume))).map_err(with_hint)
         }
@@ -210,45 +239,40 @@ fn list(client: &Client, flags: &ListFlags) -> Outcome {
     Ok(())
 }
 
-fn show(answer: &str, json: bool, exact: bool) -> Outcome {
+/// Prints one volume.
+///
+/// # Errors
+/// `Unreachable` for what is no volume.
+pub fn show(answer: &str, json: bool, exact: bool) -> Outcome {
     if json {
         return output::data(format!("{answer}\n"));
     }
-    let volume: Volume = parse(answer)?;
-    let text: String = COLUMNS
-        .iter()
-        .map(|column| match (column.cell)(&volume, exact) {
-            Cell::Text(text) | Cell::Number(_, text) => {
-                format!("{:<12} {text}", column.name).trim_end().to_owned() + "\n"
-            }
-        })
-        .collect();
-    output::data(text)
+    output::data(table::describe(&parse::<Volume>(answer)?, COLUMNS, exact))
 }
 
-fn bytes(value: u64, exact: bool) -> Cell {
+pub(super) fn bytes(value: u64, exact: bool) -> Cell {
     #[expect(clippy::cast_precision_loss, reason = "only for sorting")]
     let key = value as f64;
     Cell::Number(key, if exact { value.to_string() } else { round_size(ByteCount(value)) })
 }
 
-fn state(state: VolumeState) -> &'static str {
+pub(super) fn state(state: VolumeState) -> &'static str {
     match state {
         VolumeState::Available => "available",
         VolumeState::InUse => "in_use",
     }
 }
 
-fn tags(tags: &BTreeMap<String, String>) -> String {
+pub(super) fn tags(tags: &BTreeMap<String, String>) -> String {
     tags.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
 /// Text of clients, made safe for a table and a terminal.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-fn tag(text: &str) -> Result<(String, String), String> {
+pub(super) fn tag(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("a label is written KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
 }

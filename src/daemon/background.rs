@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::store::Store;
 use crate::sync::Condition;
 use crate::sync::Mutex;
+use crate::units::ByteCount;
 
 /// How long to wait when there was no background work.
 const IDLE_WAIT: Duration = Duration::from_millis(100);
@@ -18,6 +19,9 @@ const FAILED_WAIT: Duration = Duration::from_secs(1);
 
 /// How long to wait once the index is filled: it is filled once.
 const INDEX_WAIT: Duration = Duration::from_secs(3600);
+
+/// How often a scrub reads its part of what it may read in a second.
+const SCRUB_STEPS: u32 = 20;
 
 /// Shortest wait between two looks at what must be synced.
 const SYNC_WAIT_MIN: Duration = Duration::from_millis(1);
@@ -30,22 +34,22 @@ pub(super) struct Background {
 
 /// Says when it is time to stop, and wakes those who wait.
 #[derive(Default)]
-struct Stop {
+pub(super) struct Stop {
     stopped: Mutex<bool>,
     changed: Condition,
 }
 
 impl Stop {
-    fn is_set(&self) -> bool {
+    pub(super) fn is_set(&self) -> bool {
         *self.stopped.lock()
     }
 
-    fn set(&self) {
+    pub(super) fn set(&self) {
         *self.stopped.lock() = true;
         self.changed.notify_all();
     }
 
-    fn wait(&self, limit: Duration) {
+    pub(super) fn wait(&self, limit: Duration) {
         let stopped = self.stopped.lock();
         if !*stopped {
             drop(self.changed.wait_for(stopped, limit));
@@ -58,7 +62,7 @@ impl Background {
     ///
     /// # Errors
     /// What the operating system said.
-    pub(super) fn start(store: &Arc<Store>) -> std::io::Result<Background> {
+    pub(super) fn start(store: &Arc<Store>, scrub_rate: ByteCount) -> std::io::Result<Background> {
         let mut background = Background { stop: Arc::default(), threads: Vec::new() };
         background.spawn("background", store, |store| {
             Ok(if store.background_step()? { Duration::ZERO } else { IDLE_WAIT })
@@ -67,6 +71,10 @@ impl Background {
             Ok(if store.rebuild_index_step() { Duration::ZERO } else { INDEX_WAIT })
         })?;
         background.spawn("sync", store, |store| Ok(store.sync_if_due()?.max(SYNC_WAIT_MIN)))?;
+        let part = ByteCount(scrub_rate.0 / u64::from(SCRUB_STEPS));
+        background.spawn("scrub", store, move |store| {
+            Ok(if store.scrub_step(part)? { Duration::from_secs(1) / SCRUB_STEPS } else { IDLE_WAIT })
+        })?;
         Ok(background)
     }
 
@@ -74,7 +82,7 @@ impl Background {
         &mut self,
         name: &'static str,
         store: &Arc<Store>,
-        step: fn(&Store) -> Result<Duration, Error>,
+        step: impl Fn(&Store) -> Result<Duration, Error> + Send + 'static,
     ) -> std::io::Result<()> {
         let (store, stop) = (store.clone(), self.stop.clone());
         let run = move || repeat(name, &store, &stop, step);
@@ -93,7 +101,7 @@ impl Background {
 }
 
 /// Calls `step` until it is time to stop; says when it begins to fail, and when it works again.
-fn repeat(name: &str, store: &Store, stop: &Stop, step: fn(&Store) -> Result<Duration, Error>) {
+fn repeat(name: &str, store: &Store, stop: &Stop, step: impl Fn(&Store) -> Result<Duration, Error>) {
     let mut failing = false;
     while !stop.is_set() {
         match step(store) {

@@ -40,6 +40,8 @@ pub struct Config {
     pub nbd_unix: UnixEndpoint,
     /// Most NBD connections at a time.
     pub nbd_connections: usize,
+    /// Where the volumes are mounted as files, if they are.
+    pub fuse_mountpoint: Option<PathBuf>,
     /// Budget of cached metadata.
     pub memory_metadata: ByteCount,
     /// Budget of the fingerprint index.
@@ -50,6 +52,8 @@ pub struct Config {
     pub checkpoint_log_bytes: ByteCount,
     /// What was written is synced at the latest after this time.
     pub log_sync_after: Duration,
+    /// What a scrub reads in a second.
+    pub scrub_rate: ByteCount,
 }
 
 impl Default for Config {
@@ -63,11 +67,13 @@ impl Default for Config {
             nbd_listen: Some(SocketAddr::from(([127, 0, 0, 1], 10809))),
             nbd_unix: UnixEndpoint::InDataDirectory,
             nbd_connections: 1024,
+            fuse_mountpoint: None,
             memory_metadata: ByteCount(256 << 20),
             memory_index: ByteCount(256 << 20),
             memory_requests: ByteCount(64 << 20),
             checkpoint_log_bytes: ByteCount(512 << 20),
             log_sync_after: Duration::from_millis(100),
+            scrub_rate: ByteCount(64 << 20),
         }
     }
 }

@@ -43,7 +43,7 @@ impl From<ErrorKind> for ExitStatus {
         match kind {
             ErrorKind::Invalid => ExitStatus::Usage,
             ErrorKind::NotFound => ExitStatus::NotFound,
-            ErrorKind::Exists | ErrorKind::Busy => ExitStatus::Conflict,
+            ErrorKind::Exists | ErrorKind::Busy | ErrorKind::Changed => ExitStatus::Conflict,
             ErrorKind::NoSpace => ExitStatus::NoSpace,
             ErrorKind::Corrupt => ExitStatus::Corrupt,
             ErrorKind::NotPrimary => ExitStatus::NotPrimary,
@@ -111,6 +111,7 @@ mod tests {
             (ErrorKind::NotFound, 10),
             (ErrorKind::Exists, 11),
             (ErrorKind::Busy, 11),
+            (ErrorKind::Changed, 11),
             (ErrorKind::NoSpace, 12),
             (ErrorKind::NotPrimary, 13),
             (ErrorKind::Corrupt, 14),

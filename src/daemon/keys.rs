@@ -60,6 +60,9 @@ const REQUESTS_MIN: ByteCount = ByteCount(33 << 20);
 /// Smallest budget of metadata, of the index, and of log between checkpoints.
 const BUDGET_MIN: ByteCount = ByteCount(1 << 20);
 
+/// Largest budget of memory: more is a slip of the pen.
+const MEMORY_MAX: ByteCount = ByteCount(1 << 40);
+
 const TEXT: Key = Key {
     name: "",
     flag: None,
@@ -197,11 +200,30 @@ pub static KEYS: &[Key] = &[
         ..TEXT
     },
     Key {
+        name: "fuse.mountpoint",
+        flag: Some("--fuse"),
+        default: "none",
+        help: "empty directory in which the volumes are mounted as files, or none",
+        set: |config, given| {
+            config.fuse_mountpoint = match one(given)? {
+                "none" => None,
+                "" => return Err("the path is empty".to_owned()),
+                path => Some(PathBuf::from(path)),
+            };
+            Ok(())
+        },
+        show: |config| {
+            let path = config.fuse_mountpoint.as_ref();
+            Given::One(path.map_or_else(|| "none".to_owned(), |path| path.display().to_string()))
+        },
+        ..TEXT
+    },
+    Key {
         name: "memory.metadata",
         default: "256MiB",
-        help: "memory for cached metadata, at least 1MiB",
+        help: "memory for cached metadata, 1MiB to 1TiB",
         set: |config, given| {
-            config.memory_metadata = size(one(given)?, BUDGET_MIN)?;
+            config.memory_metadata = memory(one(given)?, BUDGET_MIN)?;
             Ok(())
         },
         show: |config| Given::One(show_size(config.memory_metadata)),
@@ -210,9 +232,9 @@ pub static KEYS: &[Key] = &[
     Key {
         name: "memory.index",
         default: "256MiB",
-        help: "memory for the fingerprint index, at least 1MiB",
+        help: "memory for the fingerprint index, 1MiB to 1TiB",
         set: |config, given| {
-            config.memory_index = size(one(given)?, BUDGET_MIN)?;
+            config.memory_index = memory(one(given)?, BUDGET_MIN)?;
             Ok(())
         },
         show: |config| Given::One(show_size(config.memory_index)),
@@ -221,9 +243,9 @@ pub static KEYS: &[Key] = &[
     Key {
         name: "memory.requests",
         default: "64MiB",
-        help: "memory for requests in flight, at least 33MiB",
+        help: "memory for requests in flight, 33MiB to 1TiB",
         set: |config, given| {
-            config.memory_requests = size(one(given)?, REQUESTS_MIN)?;
+            config.memory_requests = memory(one(given)?, REQUESTS_MIN)?;
             Ok(())
         },
         show: |config| Given::One(show_size(config.memory_requests)),
@@ -255,6 +277,17 @@ pub static KEYS: &[Key] = &[
         show: |config| Given::One(show_duration(config.log_sync_after)),
         ..TEXT
     },
+    Key {
+        name: "scrub.rate",
+        default: "64MiB",
+        help: "what a scrub reads in a second, at least 1MiB",
+        set: |config, given| {
+            config.scrub_rate = size(one(given)?, BUDGET_MIN)?;
+            Ok(())
+        },
+        show: |config| Given::One(show_size(config.scrub_rate)),
+        ..TEXT
+    },
 ];
 
 fn one(given: &Given) -> Result<&str, String> {
@@ -282,6 +315,14 @@ fn size(text: &str, min: ByteCount) -> Result<ByteCount, String> {
     let size = parse_size(text)?;
     if size < min {
         return Err(format!("{} is less than {}", show_size(size), show_size(min)));
+    }
+    Ok(size)
+}
+
+fn memory(text: &str, min: ByteCount) -> Result<ByteCount, String> {
+    let size = size(text, min)?;
+    if size > MEMORY_MAX {
+        return Err(format!("{} is more than {}", show_size(size), show_size(MEMORY_MAX)));
     }
     Ok(size)
 }
@@ -357,6 +398,7 @@ mod tests {
             segment_size: Some(ByteCount(8 << 20)),
             nbd_listen: None,
             nbd_unix: UnixEndpoint::At(PathBuf::from("/run/n.sock")),
+            fuse_mountpoint: Some(PathBuf::from("/mnt/volumes of mine")),
             rated_cycles: 7,
             ..Config::default()
         };
@@ -383,6 +425,10 @@ mod tests {
         assert!(error.contains("sinter.toml:2: log.sync_after: `100` has no unit"), "{error}");
         let (error, _) = load("[memory]\nrequests = \"32MiB\"\n", &[], Vec::new()).unwrap_err();
         assert!(error.contains("32MiB is less than 33MiB"), "{error}");
+        for key in ["metadata", "index", "requests"] {
+            let (error, _) = load(&format!("[memory]\n{key} = \"1PiB\"\n"), &[], Vec::new()).unwrap_err();
+            assert!(error.contains("1PiB is more than 1TiB"), "{error}");
+        }
         let (error, _) = load("[memory\n", &[], Vec::new()).unwrap_err();
         assert!(error.contains("sinter.toml:1: "), "{error}");
         let (error, hint) = load("", &[("SINTER_MEMORY_INDX", "1GiB")], Vec::new()).unwrap_err();

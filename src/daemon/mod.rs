@@ -2,18 +2,23 @@
 //!
 //! Start, each step after the one before:
 //!
-//! 1. addresses are checked: nothing but loopback without `--insecure-open`;
+//! 1. what was asked for is checked, as far as that can be without a pool: addresses (nothing but loopback
+//!    without `--insecure-open`), volumes' names and sizes;
 //! 2. signals are caught;
-//! 3. TCP ports are taken, so that a taken one is found before anything is written;
+//! 3. TCP ports are taken and the Unix socket's path is looked at, so that a taken one is found before anything
+//!    is written;
 //! 4. devices are opened, locked and looked at, and the pool is opened or made;
 //! 5. the array reads its catalog, and missing `--volume`s are made;
 //! 6. the background threads start;
-//! 7. the Unix socket is bound (the pool's lock says that it is ours), NBD serves, then REST;
-//! 8. what is served is announced.
+//! 7. the Unix socket is bound (the pool's lock says that it is ours), NBD serves; mounts that a daemon of
+//!    this pool has left behind are taken away, and `fuse.mountpoint` is mounted; then REST serves;
+//! 8. the service manager is told, and what is served is announced.
 //!
-//! Stop, on SIGTERM or SIGINT: NBD and REST stop accepting, finish the requests they have and close;
+//! Stop, on SIGTERM or SIGINT: mounts are taken away, and whoever has a file open in one gets some time to
+//! close it; NBD and REST stop accepting, finish the requests they have and close;
 //! the background threads stop; a checkpoint makes everything durable; the devices are closed. A
-//! second signal ends the process at once, which loses nothing that was acknowledged.
+//! second signal ends the process at once, which loses nothing that was acknowledged: the next start
+//! replays the log instead.
 
 use std::net::SocketAddr;
 use std::net::TcpListener;
@@ -29,13 +34,19 @@ use crate::api::types::Endpoints;
 use crate::array::Array;
 use crate::array::ArrayOptions;
 use crate::array::NewVolume;
+use crate::array::rules;
 use crate::daemon::background::Background;
 use crate::daemon::config::Config;
 use crate::daemon::config::UnixEndpoint;
 use crate::daemon::failure::ExitStatus;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
+use crate::daemon::history::Recorder;
+use crate::daemon::measure::Measuring;
+use crate::daemon::mounts::Mounts;
 use crate::daemon::nbd::NbdServer;
+use crate::daemon::notify::Notifier;
+use crate::daemon::notify::State;
 use crate::daemon::pool::OpenPool;
 use crate::daemon::pool::OtherContent;
 use crate::daemon::quantity::round_size;
@@ -55,9 +66,14 @@ use crate::units::ByteCount;
 mod background;
 pub mod config;
 pub mod failure;
+mod history;
 pub mod keys;
+mod measure;
+mod mounts;
 mod nbd;
+mod notify;
 pub mod pool;
+mod process;
 pub mod quantity;
 mod rest;
 pub mod system;
@@ -95,8 +111,14 @@ pub struct Serving {
     pub rest: SocketAddr,
     /// Where NBD is.
     pub nbd: Vec<NbdEndpoint>,
+    /// Where the volumes are mounted as files.
+    pub fuse: Option<PathBuf>,
     /// The volumes' names.
     pub volumes: Vec<String>,
+    /// A volume that holds nothing yet.
+    pub empty_volume: Option<String>,
+    /// Whether the array takes writes; not where damage was found.
+    pub takes_writes: bool,
 }
 
 /// Serves an array until the process is told to stop.
@@ -106,10 +128,14 @@ pub struct Serving {
 /// statuses; `Device` or `Stopped` where the array could not be closed in peace.
 pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome {
     abort_on_panic();
+    let environment = environment();
+    let process_started = environment.clock.since_unix_epoch();
+    let manager = Notifier::new(std::env::var_os(notify::VARIABLE).as_deref());
     let ServeOptions { config, data_directory, other_content, accept_loss, insecure_open, volumes } = options;
     if !insecure_open {
         refuse_open_addresses(&config)?;
     }
+    check_volumes(&volumes)?;
     let mut signals = Signals::new([SIGTERM, SIGINT])
         .map_err(|error| Error::caused(ErrorKind::Device, "catching signals", error))?;
     let rest_listener = listen_for_rest(config.api_listen)?;
@@ -117,9 +143,15 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     let rest_address = local_address(&rest_listener)?;
 
     pool::make_data_directory(&data_directory)?;
-    let environment = environment();
     let specs = pool::device_specs(&config, &data_directory);
+    let socket = match &config.nbd_unix {
+        UnixEndpoint::InDataDirectory => Some(data_directory.join("nbd.sock")),
+        UnixEndpoint::Off => None,
+        UnixEndpoint::At(path) => Some(path.clone()),
+    };
+    socket.as_deref().map_or(Ok(()), nbd::check_socket)?;
     let store_options = store_options(&config, accept_loss);
+    manager.tell(State::Starting("opening the pool"));
     let OpenPool { store, report, paths } =
         pool::open(&specs, other_content, store_options, environment.clone())?;
     let array_options = ArrayOptions { name: config.array_name.clone() };
@@ -130,18 +162,29 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     make_volumes(&array, &volumes)?;
 
     let failed = |what: &'static str| move |error| Error::caused(ErrorKind::Device, what, error);
-    let background = Background::start(&store).map_err(failed("starting the background threads"))?;
-    let socket = match &config.nbd_unix {
-        UnixEndpoint::InDataDirectory => Some(data_directory.join("nbd.sock")),
-        UnixEndpoint::Off => None,
-        UnixEndpoint::At(path) => Some(path.clone()),
-    };
+    let background =
+        Background::start(&store, config.scrub_rate).map_err(failed("starting the background threads"))?;
+    let recorder =
+        Recorder::start(array.clone(), &data_directory).map_err(failed("starting the recorder"))?;
+    let measuring = Measuring::start(array.clone()).map_err(failed("starting the measuring thread"))?;
     let nbd = NbdServer::start(&config, nbd_listener, socket, &array)?;
+    let mounts = Mounts::start(&array, environment.clock.clone(), config.fuse_mountpoint.as_deref())?;
     let endpoints = endpoints(nbd.endpoints());
-    let service = Service::new(array.clone(), endpoints, environment.clock.clone());
-    let rest = RestServer::start(rest_listener, service, array.clone(), nbd.statistics())
-        .map_err(failed("starting REST"))?;
+    let service = Service::new(array.clone(), endpoints, environment.clock.clone(), nbd.disconnector())
+        .with_mounts(mounts.clone());
+    let rest = RestServer::start(
+        rest_listener,
+        service,
+        array.clone(),
+        nbd.statistics(),
+        mounts.statistics(),
+        process_started,
+    )
+    .map_err(failed("starting REST"))?;
 
+    manager.tell(State::Ready(&ready_status(&array)));
+    let served = array.volumes();
+    let empty = served.iter().find(|volume| volume.used_bytes.0 == 0);
     announce(&Serving {
         name: config.array_name,
         pool_paths: paths,
@@ -149,19 +192,43 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
         capacity: ByteCount(store.statistics().capacity_bytes),
         rest: rest_address,
         nbd: nbd.endpoints().to_vec(),
-        volumes: array.volumes().into_iter().map(|volume| volume.name).collect(),
+        fuse: config.fuse_mountpoint,
+        empty_volume: empty.map(|volume| volume.name.clone()),
+        takes_writes: array.status().store.stopped.is_none(),
+        volumes: served.into_iter().map(|volume| volume.name).collect(),
     });
     wait_for_signal(&mut signals);
     exit_at_next_signal(signals);
-    tracing::info!("stopping");
-    nbd.stop();
-    rest.stop();
+    drain(&manager, &mounts, nbd, rest);
+    measuring.stop();
+    recorder.stop();
     background.stop();
     if report.is_some_and(|report| !report.damage.is_empty() && !accept_loss) {
         // It took no writes, so there is nothing to close; the next start shall see what this one saw.
         return Ok(());
     }
-    close(&store)
+    manager.tell(State::Stopping("making everything durable"));
+    close(&store)?;
+    tracing::info!("stopped: everything is durable");
+    Ok(())
+}
+
+/// Takes mounts away, stops accepting, and lets the requests under way be answered.
+fn drain(manager: &Notifier, mounts: &Mounts, nbd: NbdServer, rest: RestServer) {
+    tracing::info!("stopping: answering the requests under way");
+    manager.tell(State::Stopping("answering the requests under way"));
+    mounts.stop();
+    nbd.stop();
+    rest.stop();
+}
+
+/// What the service manager shows of a daemon that serves: what is wrong, if anything is.
+fn ready_status(array: &Array) -> String {
+    let status = array.status();
+    match status.problems.first() {
+        None => format!("serving array {}, {} volumes", status.name, status.volumes),
+        Some(problem) => format!("serving array {}, but {}", status.name, problem.what),
+    }
 }
 
 /// What the store is told of the configuration.
@@ -248,6 +315,16 @@ fn tell(report: &OpenReport, array: &Array) {
         tracing::error!("damage: {line}");
     }
     array.note_damage(report.damage.clone());
+}
+
+/// Refuses volumes that could not be made, while no device has been touched.
+fn check_volumes(volumes: &[(String, ByteCount)]) -> Outcome {
+    for (name, size) in volumes {
+        rules::check_name(name)
+            .and_then(|()| rules::volume_size(*size).map(drop))
+            .map_err(|error| error.context(format!("--volume {name}:{}", show_size(*size))))?;
+    }
+    Ok(())
 }
 
 /// Makes the volumes that are missing; those that exist stay as they are.

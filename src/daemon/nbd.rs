@@ -1,15 +1,20 @@
 //! The NBD server over the array's volumes.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::array::Array;
 use crate::array::BlockService;
+use crate::array::ChangeSource;
+use crate::array::SnapshotWhich;
 use crate::daemon::config::Config;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
 use crate::daemon::uri::NbdEndpoint;
+use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::export::nbd::ExportEntry;
@@ -18,6 +23,7 @@ use crate::export::nbd::Listener;
 use crate::export::nbd::NbdStatistics;
 use crate::export::nbd::Server;
 use crate::export::nbd::ServerOptions;
+use crate::export::nbd::check_socket_path;
 
 /// How long requests in flight may take to finish when the daemon stops.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -46,10 +52,7 @@ impl NbdServer {
             listeners.push(listener);
         }
         if let Some(path) = socket {
-            listeners.push(Listener::unix(&path).map_err(|error| {
-                Failure::from(error)
-                    .hint("--nbd-unix PATH puts the socket elsewhere, --nbd-unix none leaves it out")
-            })?);
+            listeners.push(Listener::unix(&path).map_err(socket_hint)?);
             // Clients find the socket whatever directory they are in.
             endpoints.push(NbdEndpoint::Unix(std::path::absolute(&path).unwrap_or(path)));
         }
@@ -70,6 +73,11 @@ impl NbdServer {
     /// What it counts.
     pub(super) fn statistics(&self) -> Arc<NbdStatistics> {
         self.server.statistics()
+    }
+
+    /// Lets clients go whose volume or snapshot has been deleted, whenever it is called.
+    pub(super) fn disconnector(&self) -> impl Fn() + Send + Sync + use<> {
+        self.server.disconnector()
     }
 
     /// Stops accepting, lets requests in flight finish, and closes all connections.
@@ -93,19 +101,51 @@ pub(super) fn listen(address: std::net::SocketAddr) -> Outcome<Listener> {
     })
 }
 
-/// The array's volumes as exports.
+/// Whether the Unix socket can be taken, before anything is written anywhere.
+///
+/// # Errors
+/// As [`NbdServer::start`].
+pub(super) fn check_socket(path: &Path) -> Outcome {
+    check_socket_path(path).map(drop).map_err(socket_hint)
+}
+
+fn socket_hint(error: Error) -> Failure {
+    let hint = match error.kind() {
+        ErrorKind::Busy => "is another `sinter serve` running? --nbd-unix PATH puts the socket elsewhere",
+        _ => "--nbd-unix PATH puts the socket elsewhere, --nbd-unix none leaves it out",
+    };
+    Failure::from(error).hint(hint)
+}
+
+/// The array's volumes as exports, and its snapshots as read-only ones.
 struct Volumes(Arc<Array>);
 
 impl ExportSource for Volumes {
     fn list(&self) -> Vec<ExportEntry> {
-        let volumes = self.0.volumes();
-        volumes
-            .into_iter()
-            .map(|info| ExportEntry { name: info.name, description: info.description })
-            .collect()
+        let volumes = self.0.volumes().into_iter();
+        let volumes = volumes.map(|info| ExportEntry { name: info.name, description: info.description });
+        let snapshots = self.0.snapshots().into_iter().map(|info| ExportEntry {
+            name: format!("{}@{}", info.volume_name, info.name),
+            description: info.description,
+        });
+        // Where two volumes of one name are gone, only the newest one's snapshot is meant by a name.
+        let mut names = BTreeSet::new();
+        volumes.chain(snapshots).filter(|entry| names.insert(entry.name.clone())).collect()
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn BlockService>> {
-        Ok(self.0.open_volume(name)?)
+        Ok(self.0.open(name)?)
+    }
+
+    fn snapshots(&self, export: &str) -> Vec<String> {
+        let volume = SnapshotWhich::parse(export).map_or(export, |which| which.volume);
+        let snapshots = self.0.snapshots_of(volume).unwrap_or_default();
+        snapshots.into_iter().map(|info| info.name).collect()
+    }
+
+    fn changes(&self, export: &str, since: &str) -> Result<Arc<dyn ChangeSource>> {
+        let volume = SnapshotWhich::parse(export).map_or(export, |which| which.volume);
+        let older = SnapshotWhich::parse(since).unwrap_or(SnapshotWhich { volume, snapshot: since });
+        Ok(Arc::new(self.0.compare(older, export)?))
     }
 }

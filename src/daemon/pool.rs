@@ -115,14 +115,17 @@ pub fn open(
         return Ok(OpenPool { store: Arc::new(store), report: Some(report), paths });
     }
     if other_content == OtherContent::Refuse {
-        found.refuse_unless_blank()?;
+        found.refuse_unless_blank("give other devices, or say --force: then all they hold is lost")?;
     }
     let (devices, made) = found.make_missing(specs)?;
+    let geometry_hint = geometry_hint(&options, specs, &made);
     match Store::create(devices, options, environment) {
         Ok(store) => Ok(OpenPool { store: Arc::new(store), report: None, paths }),
         Err(error) => {
             discard(&made);
-            Err(Failure::from(error).hint("--device PATH,size=16GiB makes a file that is large enough"))
+            let is_geometry = error.kind() == ErrorKind::Invalid;
+            let failure = Failure::from(error);
+            Err(if is_geometry { failure.hint(geometry_hint) } else { failure })
         }
     }
 }
@@ -142,7 +145,7 @@ pub fn open_devices(specs: &[DeviceSpec]) -> Outcome<Devices> {
     if let Some(devices) = found.complete_pool() {
         return Ok(devices);
     }
-    found.refuse_unless_blank()?;
+    found.refuse_unless_blank("--data-dir DIR or --device PATH says where the pool is")?;
     Err(Failure::new(ErrorKind::NotFound, format!("there is no pool on {}", found.names()))
         .hint("`sinter serve` makes one"))
 }
@@ -229,13 +232,13 @@ impl Found {
         complete.then(|| by_index.into_values().collect())
     }
 
-    /// Why no new pool may be made on these devices, if any of them is not blank.
-    fn refuse_unless_blank(&self) -> Outcome {
-        let take_over = "give other devices, or say --force: then all they hold is lost";
+    /// Why no new pool may be made on these devices, if any of them is not blank. `foreign_hint` is what helps
+    /// where one holds something else.
+    fn refuse_unless_blank(&self, foreign_hint: &str) -> Outcome {
         let foreign = self.present.iter().find(|candidate| candidate.content == DeviceContent::Foreign);
         if let Some(candidate) = foreign {
             let what = format!("{} holds something that is not Sinter's", candidate.device.name());
-            return Err(Failure::new(ErrorKind::Busy, what).hint(take_over));
+            return Err(Failure::new(ErrorKind::Busy, what).hint(foreign_hint));
         }
         let Some((first, pool, _, _, devices)) = self.pools().next() else { return Ok(()) };
         let first = first.device.name();
@@ -287,8 +290,30 @@ fn discard(made: &[PathBuf]) {
     }
 }
 
+/// What helps where no pool can be made of devices of these sizes.
+fn geometry_hint(options: &StoreOptions, specs: &[DeviceSpec], made: &[PathBuf]) -> String {
+    if options.segment_bytes.0 != 0 {
+        return "pool.segment_size = \"auto\" chooses one by the pool's size".to_owned();
+    }
+    match specs.iter().find(|spec| !made.contains(&spec.path)) {
+        Some(there) if there.path.starts_with("/dev") => "give a larger device, or more of them".to_owned(),
+        Some(there) => {
+            let path = there.path.display();
+            format!("remove {path}; then --device {path},size=16GiB makes a file that is large enough")
+        }
+        None => "--device PATH,size=16GiB makes a file that is large enough".to_owned(),
+    }
+}
+
 fn device_hint(error: Error, path: &Path) -> Failure {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let hint = match error.kind() {
+        ErrorKind::NotFound if path.starts_with("/dev") => {
+            "`lsblk` lists the block devices there are".to_owned()
+        }
+        ErrorKind::NotFound if directory.is_some_and(|directory| !directory.is_dir()) => {
+            "its directory is missing: make that first, or give another path".to_owned()
+        }
         ErrorKind::NotFound => format!("--device {},size=16GiB makes a file of that size", path.display()),
         ErrorKind::Busy => "is another `sinter serve` running? `sinter status` asks it".to_owned(),
         ErrorKind::NoSpace => "free some space, or give --device PATH elsewhere".to_owned(),

@@ -5,11 +5,8 @@
 
 use std::time::Duration;
 
+use crate::units::BINARY_UNITS;
 use crate::units::ByteCount;
-
-/// Binary units, largest first, as they are shown.
-const BINARY: [(&str, u32); 6] =
-    [("EiB", 60), ("PiB", 50), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
 
 /// Reads a size such as `1.5TiB`, `10G`, `10GB` or `4096`.
 ///
@@ -28,7 +25,7 @@ pub fn parse_size(text: &str) -> Result<ByteCount, String> {
 /// The shortest exact text for a size: `16GiB`, or plain bytes where no unit divides it.
 #[must_use]
 pub fn show_size(size: ByteCount) -> String {
-    for (unit, shift) in BINARY {
+    for (unit, shift) in BINARY_UNITS {
         if size.0 != 0 && size.0.trailing_zeros() >= shift {
             return format!("{}{unit}", size.0 >> shift);
         }
@@ -39,19 +36,7 @@ pub fn show_size(size: ByteCount) -> String {
 /// A size for people: at most four digits, rounded (`9.77 GiB`). It does not read back exactly.
 #[must_use]
 pub fn round_size(size: ByteCount) -> String {
-    for (unit, shift) in BINARY {
-        let whole = 1u64 << shift;
-        if size.0 >= whole {
-            #[expect(clippy::cast_precision_loss, reason = "rounded to three digits anyway")]
-            let value = size.0 as f64 / whole as f64;
-            return match value {
-                100.0.. => format!("{value:.0} {unit}"),
-                10.0.. => format!("{value:.1} {unit}"),
-                _ => format!("{value:.2} {unit}"),
-            };
-        }
-    }
-    format!("{} B", size.0)
+    size.rounded()
 }
 
 /// Reads a duration such as `100ms`, `5s`, `2min`, `1h` or `30d`.

@@ -20,6 +20,8 @@ use crate::api;
 use crate::api::Service;
 use crate::api::statistics::RestStatistics;
 use crate::array::Array;
+use crate::daemon::process;
+use crate::export::fuse::FuseStatistics;
 use crate::export::nbd::NbdStatistics;
 use crate::metrics;
 use crate::metrics::Sources;
@@ -40,7 +42,7 @@ pub(super) struct RestServer {
 }
 
 impl RestServer {
-    /// Starts serving on `listener`.
+    /// Starts serving on `listener`. `process_started` is when the process began, since the Unix epoch.
     ///
     /// # Errors
     /// What the operating system said.
@@ -49,6 +51,8 @@ impl RestServer {
         service: Service,
         array: Arc<Array>,
         nbd: Arc<NbdStatistics>,
+        fuse: Arc<FuseStatistics>,
+        process_started: Duration,
     ) -> std::io::Result<RestServer> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -59,7 +63,9 @@ impl RestServer {
         let metrics = Router::new().route("/metrics", get(metrics_page)).with_state(Arc::new(Counters {
             array,
             nbd,
+            fuse,
             rest: service.statistics(),
+            process_started,
         }));
         let in_flight = service.in_flight();
         let router = api::router(Arc::new(service), metrics);
@@ -106,7 +112,10 @@ async fn finish(mut server: JoinHandle<std::io::Result<()>>, in_flight: &AtomicU
 struct Counters {
     array: Arc<Array>,
     nbd: Arc<NbdStatistics>,
+    fuse: Arc<FuseStatistics>,
     rest: Arc<RestStatistics>,
+    /// Since the Unix epoch.
+    process_started: Duration,
 }
 
 async fn metrics_page(State(counters): State<Arc<Counters>>) -> Response {
@@ -116,7 +125,9 @@ async fn metrics_page(State(counters): State<Arc<Counters>>) -> Response {
             status: &status,
             volumes: &volumes,
             nbd: &counters.nbd,
+            fuse: &counters.fuse,
             rest: &counters.rest,
+            process: &process::figures(counters.process_started),
         })
     });
     match page.await {

@@ -16,6 +16,8 @@ pub use super::operation::{LoggedOperation, MAPPING_RECORD_BYTES_MAX, MappingRec
 pub const BATCH_HEADER_BYTES: usize = 128;
 /// Bytes at the start of each frame.
 pub const FRAME_HEADER_BYTES: usize = 32;
+/// Bytes of the record of one moved block.
+pub const MOVED_RECORD_BYTES: usize = 16;
 /// Most operations of one batch.
 pub const BATCH_OPERATIONS_MAX: u32 = 256;
 const MAGIC: u32 = 0x4843_5442;

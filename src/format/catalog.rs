@@ -1,11 +1,11 @@
-//! The record of a volume in the catalog: what the store keeps as an object's opaque bytes.
+//! The record of a volume or snapshot in the catalog: what the store keeps as an object's opaque bytes.
 //!
 //! All numbers are little endian, all text is UTF-8, nothing is padded:
 //!
 //! | field | bytes |
 //! | --- | --- |
 //! | version of this layout, now 1 | 1 |
-//! | kind: 1 is a volume (others are left for snapshots) | 1 |
+//! | kind: 1 is a volume, 2 a snapshot | 1 |
 //! | id | 16 |
 //! | created, milliseconds since 1970-01-01 00:00:00 UTC | 8 |
 //! | last changed by a management verb, likewise | 8 |
@@ -14,6 +14,8 @@
 //! | length of the description, and the description | 2 + n |
 //! | number of tags | 2 |
 //! | each tag, in ascending order of keys: length of key, key, length of value, value | 2 + n + 2 + n |
+//! | snapshots only: id of its volume | 16 |
+//! | snapshots only: length of the name that its volume had, and the name | 1 + n |
 //!
 //! The decoder is total: any bytes give a record or an error, never a panic, and what it allocates
 //! is a part of what it was given. A record has exactly one encoding. There is no checksum here: the
@@ -32,15 +34,23 @@ pub const RECORD_BYTES_MAX: usize = 3584;
 
 const VERSION: u8 = 1;
 const KIND_VOLUME: u8 = 1;
+const KIND_SNAPSHOT: u8 = 2;
 
 /// What a record describes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RecordKind {
     /// A thin disk.
     Volume,
+    /// A read-only picture of one, which outlives it.
+    Snapshot {
+        /// The id of the volume that it was taken of.
+        of: Uuid,
+        /// What the volume was called when this was written; at most 255 bytes.
+        of_name: String,
+    },
 }
 
-/// What the catalog keeps of one volume.
+/// What the catalog keeps of one volume or snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// What it is.
@@ -53,7 +63,7 @@ pub struct Record {
     pub updated_ms: u64,
     /// The size that clients see.
     pub size: ByteCount,
-    /// Unique among volumes, at most 255 bytes.
+    /// Unique among volumes, or among a volume's snapshots; at most 255 bytes.
     pub name: String,
     /// Free text.
     pub description: String,
@@ -71,21 +81,23 @@ impl Record {
         bytes.push(VERSION);
         bytes.push(match self.kind {
             RecordKind::Volume => KIND_VOLUME,
+            RecordKind::Snapshot { .. } => KIND_SNAPSHOT,
         });
         bytes.extend_from_slice(&self.id.0);
         bytes.extend_from_slice(&self.created_ms.to_le_bytes());
         bytes.extend_from_slice(&self.updated_ms.to_le_bytes());
         bytes.extend_from_slice(&self.size.0.to_le_bytes());
-        let name_len = u8::try_from(self.name.len())
-            .map_err(|_| Error::new(ErrorKind::Invalid, "a name takes at most 255 bytes"))?;
-        bytes.push(name_len);
-        bytes.extend_from_slice(self.name.as_bytes());
+        put_name(&mut bytes, &self.name)?;
         put_text(&mut bytes, &self.description)?;
         let tag_count = u16::try_from(self.tags.len()).map_err(|_| too_large())?;
         bytes.extend_from_slice(&tag_count.to_le_bytes());
         for (key, value) in &self.tags {
             put_text(&mut bytes, key)?;
             put_text(&mut bytes, value)?;
+        }
+        if let RecordKind::Snapshot { of, of_name } = &self.kind {
+            bytes.extend_from_slice(&of.0);
+            put_name(&mut bytes, of_name)?;
         }
         if bytes.len() > RECORD_BYTES_MAX {
             return Err(too_large());
@@ -110,21 +122,18 @@ impl Record {
                 format!("catalog record of version {version}: this program knows version {VERSION}"),
             ));
         }
-        let kind = match rest.array()? {
-            [KIND_VOLUME] => RecordKind::Volume,
-            [other] => {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    format!("catalog record of kind {other}: this program knows volumes only"),
-                ));
-            }
-        };
+        let [kind] = rest.array()?;
+        if !matches!(kind, KIND_VOLUME | KIND_SNAPSHOT) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("catalog record of kind {kind}: this program knows volumes and snapshots"),
+            ));
+        }
         let id = Uuid(rest.array()?);
         let created_ms = u64::from_le_bytes(rest.array()?);
         let updated_ms = u64::from_le_bytes(rest.array()?);
         let size = ByteCount(u64::from_le_bytes(rest.array()?));
-        let [name_len] = rest.array()?;
-        let name = rest.text(usize::from(name_len))?;
+        let name = rest.name()?;
         let description = rest.counted_text()?;
         let tag_count = u16::from_le_bytes(rest.array()?);
         let mut tags = BTreeMap::new();
@@ -135,11 +144,23 @@ impl Record {
             }
             tags.insert(key, rest.counted_text()?);
         }
+        let kind = match kind {
+            KIND_SNAPSHOT => RecordKind::Snapshot { of: Uuid(rest.array()?), of_name: rest.name()? },
+            _ => RecordKind::Volume,
+        };
         if !rest.0.is_empty() {
             return Err(corrupt("goes on after its end"));
         }
         Ok(Record { kind, id, created_ms, updated_ms, size, name, description, tags })
     }
+}
+
+fn put_name(bytes: &mut Vec<u8>, name: &str) -> Result<()> {
+    let len = u8::try_from(name.len())
+        .map_err(|_| Error::new(ErrorKind::Invalid, "a name takes at most 255 bytes"))?;
+    bytes.push(len);
+    bytes.extend_from_slice(name.as_bytes());
+    Ok(())
 }
 
 fn put_text(bytes: &mut Vec<u8>, text: &str) -> Result<()> {
@@ -152,7 +173,9 @@ fn put_text(bytes: &mut Vec<u8>, text: &str) -> Result<()> {
 fn too_large() -> Error {
     Error::new(
         ErrorKind::Invalid,
-        format!("name, description and tags do not fit into the {RECORD_BYTES_MAX} bytes kept for a volume"),
+        format!(
+            "names, description and tags do not fit into the {RECORD_BYTES_MAX} bytes kept for a volume or snapshot"
+        ),
     )
 }
 
@@ -177,6 +200,11 @@ impl Reader<'_> {
         Ok(text.to_owned())
     }
 
+    fn name(&mut self) -> Result<String> {
+        let [len] = self.array()?;
+        self.text(usize::from(len))
+    }
+
     fn counted_text(&mut self) -> Result<String> {
         let len = u16::from_le_bytes(self.array()?);
         self.text(usize::from(len))
@@ -194,16 +222,22 @@ mod tests {
     fn record() -> impl Strategy<Value = Record> {
         let numbers = (any::<[u8; 16]>(), any::<u64>(), any::<u64>(), any::<u64>());
         let texts = ("\\PC{0,60}", "\\PC{0,600}", btree_map("\\PC{0,8}", "\\PC{0,30}", 0..8));
-        (numbers, texts).prop_map(|((id, created_ms, updated_ms, size), (name, description, tags))| Record {
-            kind: RecordKind::Volume,
-            id: Uuid(id),
-            created_ms,
-            updated_ms,
-            size: ByteCount(size),
-            name,
-            description,
-            tags,
-        })
+        let kind = proptest::option::of((any::<[u8; 16]>(), "\\PC{0,60}")).prop_map(|of| match of {
+            Some((of, of_name)) => RecordKind::Snapshot { of: Uuid(of), of_name },
+            None => RecordKind::Volume,
+        });
+        (numbers, texts, kind).prop_map(
+            |((id, created_ms, updated_ms, size), (name, description, tags), kind)| Record {
+                kind,
+                id: Uuid(id),
+                created_ms,
+                updated_ms,
+                size: ByteCount(size),
+                name,
+                description,
+                tags,
+            },
+        )
     }
 
     fn plain() -> Record {
@@ -277,6 +311,17 @@ mod tests {
         expected.extend_from_slice(&[0, 16, 0, 0, 0, 0, 0, 0]);
         expected.extend_from_slice(b"\x04demo\x00\x00\x02\x00");
         expected.extend_from_slice(b"\x01\x00a\x01\x001\x01\x00b\x01\x002");
+        assert_eq!(bytes, expected);
+    }
+
+    #[test]
+    fn a_snapshot_names_its_volume_behind_all_else() {
+        let kind = RecordKind::Snapshot { of: Uuid([5; 16]), of_name: "disk".to_owned() };
+        let bytes = Record { kind, ..plain() }.encode().unwrap();
+        let mut expected = plain().encode().unwrap();
+        expected[1] = 2;
+        expected.extend_from_slice(&[5; 16]);
+        expected.extend_from_slice(b"\x04disk");
         assert_eq!(bytes, expected);
     }
 

@@ -86,6 +86,15 @@ pub struct SegmentEntry {
 }
 
 impl SegmentEntry {
+    /// Live bytes of pages and roots in it.
+    #[must_use]
+    pub fn live_metadata(&self) -> u64 {
+        match self.kind {
+            SegmentKind::Metadata | SegmentKind::MetadataCopy => u64::from(self.live_bytes),
+            SegmentKind::Free | SegmentKind::Log | SegmentKind::Moved => 0,
+        }
+    }
+
     /// Writes the entry into its place in a page.
     pub fn put(&self, page: &mut [u8; PAGE_BYTES], slot: usize) {
         let mut bytes = Vec::with_capacity(SEGMENT_ENTRY_BYTES);

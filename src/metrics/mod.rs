@@ -10,13 +10,20 @@ use crate::api;
 use crate::api::statistics::RestStatistics;
 use crate::array::ArrayStatus;
 use crate::array::VolumeInfo;
+use crate::export::fuse;
+use crate::export::fuse::FuseStatistics;
+use crate::export::latency::LATENCY_BOUNDS_MICROS;
+use crate::export::latency::OperationStatistics;
 use crate::export::nbd;
 use crate::export::nbd::NbdStatistics;
 use crate::metrics::text::Kind;
 use crate::metrics::text::Page;
 use crate::metrics::text::Samples;
 
+mod operator;
 pub mod text;
+
+pub use operator::ProcessFigures;
 
 /// What a page of metrics is made from.
 #[derive(Clone, Copy)]
@@ -27,8 +34,12 @@ pub struct Sources<'a> {
     pub volumes: &'a [VolumeInfo],
     /// What the NBD server counts.
     pub nbd: &'a NbdStatistics,
+    /// What the FUSE mounts count.
+    pub fuse: &'a FuseStatistics,
     /// What REST counts.
     pub rest: &'a RestStatistics,
+    /// What the operating system says of the process.
+    pub process: &'a ProcessFigures,
 }
 
 /// One metric: what it is called and where it comes from.
@@ -43,36 +54,47 @@ pub struct Metric {
 }
 
 /// All metrics, in the order of the page.
-pub static METRICS: &[Metric] = &[
+pub fn all() -> impl Iterator<Item = &'static Metric> {
+    METRICS.iter().chain(operator::METRICS)
+}
+
+/// What clients ask for, and what becomes of it in the engine.
+static METRICS: &[Metric] = &[
     Metric {
         name: "sinter_volume_read_bytes_total",
         kind: Kind::Counter,
         help: "Bytes that clients read from the volume.",
-        read: |from, to| each_volume(from, to, |volume| volume.counters.read_bytes),
+        read: |from, to| operator::each_volume(from, to, |volume| volume.counters.read_bytes),
     },
     Metric {
         name: "sinter_volume_read_ops_total",
         kind: Kind::Counter,
         help: "Reads of the volume.",
-        read: |from, to| each_volume(from, to, |volume| volume.counters.read_ops),
+        read: |from, to| operator::each_volume(from, to, |volume| volume.counters.read_ops),
     },
     Metric {
         name: "sinter_volume_write_bytes_total",
         kind: Kind::Counter,
         help: "Bytes that clients wrote to the volume.",
-        read: |from, to| each_volume(from, to, |volume| volume.counters.write_bytes),
+        read: |from, to| operator::each_volume(from, to, |volume| volume.counters.write_bytes),
     },
     Metric {
         name: "sinter_volume_write_ops_total",
         kind: Kind::Counter,
         help: "Writes to the volume.",
-        read: |from, to| each_volume(from, to, |volume| volume.counters.write_ops),
+        read: |from, to| operator::each_volume(from, to, |volume| volume.counters.write_ops),
     },
     Metric {
         name: "sinter_volumes",
         kind: Kind::Gauge,
         help: "Volumes.",
         read: |from, to| to.count(&[], from.status.volumes),
+    },
+    Metric {
+        name: "sinter_snapshots",
+        kind: Kind::Gauge,
+        help: "Snapshots, also of volumes that are gone.",
+        read: |from, to| to.count(&[], from.status.snapshots),
     },
     Metric {
         name: "sinter_request_duration_seconds",
@@ -189,8 +211,32 @@ pub static METRICS: &[Metric] = &[
     Metric {
         name: "sinter_write_amplification",
         kind: Kind::Gauge,
-        help: "Bytes written to the devices over the bytes that clients wrote, since the start.",
-        read: |from, to| to.value(&[], write_amplification(from.status)),
+        help: "Stored bytes of new blocks and of moved ones over those of new blocks, over the pool's life.",
+        read: |from, to| to.value(&[], from.status.store.write_amplification),
+    },
+    Metric {
+        name: "sinter_segments_free",
+        kind: Kind::Gauge,
+        help: "Segments that may be written anew.",
+        read: |from, to| to.count(&[], from.status.store.free_segments),
+    },
+    Metric {
+        name: "sinter_pool_punched_bytes_total",
+        kind: Kind::Counter,
+        help: "Bytes given back to the host as holes or discards since the start.",
+        read: |from, to| to.count(&[], from.status.store.punched_bytes),
+    },
+    Metric {
+        name: "sinter_wear_levelled_bytes_total",
+        kind: Kind::Counter,
+        help: "Live bytes moved since the start because their segments were worn less than others.",
+        read: |from, to| to.count(&[], from.status.store.levelled_bytes),
+    },
+    Metric {
+        name: "sinter_segment_wear_variance",
+        kind: Kind::Gauge,
+        help: "Variance of the erase counts of segments.",
+        read: |from, to| to.value(&[], from.status.store.erases_variance),
     },
     Metric {
         name: "sinter_checkpoint_duration_seconds",
@@ -223,6 +269,18 @@ pub static METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "sinter_scrub_bytes_total",
+        kind: Kind::Counter,
+        help: "Bytes that scrubs have verified since the start.",
+        read: |from, to| to.count(&[], from.status.store.scrubbed_bytes),
+    },
+    Metric {
+        name: "sinter_scrub_errors_total",
+        kind: Kind::Counter,
+        help: "Pages and blocks that scrubs have found damaged since the start.",
+        read: |from, to| to.count(&[], from.status.store.scrub_errors),
+    },
+    Metric {
         name: "sinter_writes_stopped",
         kind: Kind::Gauge,
         help: "1 while the store takes no writes after a device failed, else 0.",
@@ -234,24 +292,24 @@ pub static METRICS: &[Metric] = &[
 #[must_use]
 pub fn render(sources: &Sources<'_>) -> String {
     let mut page = Page::default();
-    for metric in METRICS {
+    for metric in all() {
         (metric.read)(sources, &mut page.metric(metric.name, metric.kind, metric.help));
     }
     page.finish()
 }
 
-fn each_volume(from: &Sources<'_>, to: &mut Samples<'_>, read: fn(&VolumeInfo) -> u64) {
-    for volume in from.volumes {
-        to.count(&[("volume", &volume.name)], read(volume));
-    }
-}
-
 fn request_durations(from: &Sources<'_>, to: &mut Samples<'_>) {
-    for (operation, counters) in nbd::Operation::ALL.iter().zip(&from.nbd.operations) {
-        let labels = [("protocol", "nbd"), ("op", operation.name())];
+    let export = |to: &mut Samples<'_>, protocol, operation, counters: &OperationStatistics| {
         let buckets: Vec<u64> = counters.latency.iter().map(load).collect();
         let sum = micros(load(&counters.latency_sum_micros));
-        to.histogram(&labels, &nbd::LATENCY_BOUNDS_MICROS.map(micros), &buckets, sum);
+        let labels = [("protocol", protocol), ("op", operation)];
+        to.histogram(&labels, &LATENCY_BOUNDS_MICROS.map(micros), &buckets, sum);
+    };
+    for (operation, counters) in nbd::Operation::ALL.iter().zip(&from.nbd.operations) {
+        export(to, "nbd", operation.name(), counters);
+    }
+    for (operation, counters) in fuse::Operation::ALL.iter().zip(&from.fuse.operations) {
+        export(to, "fuse", operation.name(), counters);
     }
     for (operation, counters) in api::statistics::Operation::ALL.iter().zip(&from.rest.operations) {
         let labels = [("protocol", "rest"), ("op", operation.name())];
@@ -259,15 +317,6 @@ fn request_durations(from: &Sources<'_>, to: &mut Samples<'_>) {
         let sum = micros(load(&counters.latency_sum_micros));
         to.histogram(&labels, &api::statistics::LATENCY_BOUNDS_MICROS.map(micros), &buckets, sum);
     }
-}
-
-fn write_amplification(status: &ArrayStatus) -> f64 {
-    let store = &status.store;
-    let written = store
-        .log_bytes_written
-        .saturating_add(store.metadata_bytes_written)
-        .saturating_add(store.moved_bytes);
-    if store.bytes_in == 0 { 0.0 } else { float(written) / float(store.bytes_in) }
 }
 
 fn load(counter: &AtomicU64) -> u64 {
@@ -303,20 +352,25 @@ mod tests {
             problems: Vec::new(),
             store: StoreStatistics { capacity_bytes: 1 << 30, ..StoreStatistics::default() },
             volumes: 0,
+            snapshots: 0,
             provisioned_bytes: ByteCount(0),
             used_bytes: ByteCount(0),
             reduction_ratio: 1.0,
             reduction_ratio_with_thin_provisioning: 1.0,
         };
-        let (nbd, rest) = (NbdStatistics::default(), RestStatistics::default());
-        let page = render(&Sources { status: &status, volumes: &[], nbd: &nbd, rest: &rest });
-        let names: BTreeSet<&str> = METRICS.iter().map(|metric| metric.name).collect();
-        assert_eq!(names.len(), METRICS.len());
-        for metric in METRICS {
+        let (nbd, fuse) = (NbdStatistics::default(), FuseStatistics::default());
+        let (rest, process) = (RestStatistics::default(), ProcessFigures::default());
+        let (nbd, fuse, rest, process) = (&nbd, &fuse, &rest, &process);
+        let sources = Sources { status: &status, volumes: &[], nbd, fuse, rest, process };
+        let page = render(&sources);
+        let names: BTreeSet<&str> = all().map(|metric| metric.name).collect();
+        assert_eq!(names.len(), all().count());
+        for metric in all() {
             assert!(page.contains(&format!("# HELP {} ", metric.name)), "{}", metric.name);
             assert!(page.contains(&format!("# TYPE {} ", metric.name)), "{}", metric.name);
             assert_eq!(metric.kind == Kind::Counter, metric.name.ends_with("_total"), "{}", metric.name);
         }
         assert!(page.contains("\nsinter_pool_capacity_bytes 1073741824\n"), "{page}");
+        assert!(!page.contains("\nprocess_open_fds "), "nobody knows, so nothing is said: {page}");
     }
 }

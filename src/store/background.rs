@@ -1,10 +1,14 @@
 //! The maintenance role, and the bounded steps of background work.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::error::{ErrorKind, Result};
+use crate::format::segment::SegmentKind;
+use crate::units::ByteCount;
 
 use super::Store;
+use super::log::victims::DEGREES;
 use super::merge::Releases;
 
 /// Nodes taken apart in one step.
@@ -13,6 +17,14 @@ const RELEASES_PER_STEP: usize = 64;
 const SETTLES_PER_STEP: usize = 16;
 /// Nodes that were let go of wait at most this long for the checkpoint that takes them apart.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
+/// When nothing has been committed for so long, what was let go of is made free, whatever a checkpoint costs.
+const QUIET: Duration = Duration::from_secs(1);
+/// When nothing has been committed for so long, space goes back to the host as if nothing would ever be.
+const IDLE: Duration = Duration::from_secs(10);
+/// In an idle pool, segments no fuller of live bytes than this (5/8) are emptied for the host's sake.
+const SPARSE: u32 = DEGREES / 8 * 5;
+/// Segments given back to the host in one step.
+const PUNCHES_MAX: usize = 64;
 /// Victims collected before the segments that they free are made free by a checkpoint.
 const VICTIMS_PER_CHECKPOINT: usize = 16;
 
@@ -88,6 +100,9 @@ impl Store {
         if low && self.collect_in_role(VICTIMS_PER_CHECKPOINT)? {
             return Ok(true);
         }
+        if or_no_space(self.level_wear())? || self.give_back()? {
+            return Ok(true);
+        }
         // Where collection gains nothing just now, going on at once would only repeat it.
         Ok(rebuilding && self.rebuild_index_step() && !low)
     }
@@ -95,16 +110,106 @@ impl Store {
     /// Lets copied leaves take references of their own, in a part of the change buffer: the rest is for requests, which
     /// wait when it is full. Whether any did.
     fn settle_some(&self) -> Result<bool> {
-        let (before, part) = {
-            let mut core = self.core.lock();
-            let committed = core.log.committed();
-            let idle = std::mem::replace(&mut core.seen_lsn, committed) == committed;
-            (core.borrowers.len(), if idle { 4 } else { 8 })
-        };
-        if before > 0 {
-            self.settle(SETTLES_PER_STEP, u64::MAX, self.geometry.changes / part)?;
+        let before = self.core.lock().borrowers.len();
+        if before == 0 {
+            return Ok(false);
         }
+        let part = if self.quiet_for() >= QUIET { 4 } else { 8 };
+        self.settle(SETTLES_PER_STEP, u64::MAX, self.geometry.changes / part)?;
         Ok(self.core.lock().borrowers.len() < before)
+    }
+
+    /// For how long nothing has been committed.
+    fn quiet_for(&self) -> Duration {
+        let now = self.environment.clock.monotonic();
+        let mut core = self.core.lock();
+        let newest = core.log.committed();
+        if core.quiet_since.0 != newest {
+            core.quiet_since = (newest, now);
+        }
+        now.saturating_sub(core.quiet_since.1)
+    }
+
+    /// One step of giving space back that nothing needs; whether there was one. While nobody writes, what was let go
+    /// of is made free and what is sparse is put together, so that the host gets back what deletes have left.
+    fn give_back(&self) -> Result<bool> {
+        let quiet = self.quiet_for();
+        if quiet >= QUIET && self.a_checkpoint_frees_something() {
+            self.checkpoint_in_role()?;
+            return Ok(true);
+        }
+        if quiet < IDLE {
+            return Ok(self.punch_surplus(self.stock_under_load())? > 0);
+        }
+        if self.collect_sparse()? {
+            return Ok(true);
+        }
+        Ok(self.punch_surplus(self.stock_when_idle())? > 0)
+    }
+
+    fn a_checkpoint_frees_something(&self) -> bool {
+        let now = self.environment.clock.monotonic();
+        let core = self.core.lock();
+        let waits = core.block_changes.let_go_of() > 0
+            || core.block_changes.has_sealed()
+            || core.node_changes.has_sealed()
+            || core.segments.empty_count() > 0;
+        waits && now.saturating_sub(core.checkpointed_at) >= QUIET
+    }
+
+    /// Empties some segments of blocks that hold little; whether that made any free.
+    fn collect_sparse(&self) -> Result<bool> {
+        let before = self.core.lock().segments.free();
+        let mut emptied = 0;
+        while emptied < VICTIMS_PER_CHECKPOINT {
+            let sparse = {
+                let core = self.core.lock();
+                core.segments.sparsest(SPARSE, |segment, kind| {
+                    matches!(kind, SegmentKind::Log | SegmentKind::Moved) && core.may_be_emptied(segment)
+                })
+            };
+            let Some((segment, kind)) = sparse else { break };
+            if !or_no_space(self.collect_segment(segment, kind).map(|()| true))? {
+                break;
+            }
+            emptied += 1;
+        }
+        if emptied == 0 {
+            return Ok(false);
+        }
+        self.checkpoint_in_role()?;
+        Ok(self.core.lock().segments.free() > before)
+    }
+
+    /// Gives some of the free segments beyond a stock of `keep` back to the host; how many.
+    pub(crate) fn punch_surplus(&self, keep: usize) -> Result<usize> {
+        let surplus = self.core.lock().segments.to_punch(keep, PUNCHES_MAX);
+        let mut punched = 0;
+        for segment in surplus {
+            if !self.core.lock().segments.punch(segment) {
+                continue;
+            }
+            let (device, offset) = self.place(segment, 0)?;
+            let len = ByteCount(u64::from(self.geometry.segment_bytes));
+            // A host that cannot take the room back costs nothing but the room.
+            if device.discard(offset, len).is_ok() {
+                self.figures.punched_bytes.fetch_add(len.0, Ordering::Relaxed);
+            }
+            self.core.lock().segments.punched(segment);
+            punched += 1;
+        }
+        Ok(punched)
+    }
+
+    /// Free segments that stay as they are while there are writes: as many as collection makes at a time, so that what
+    /// it makes is written again and not given back and asked for anew.
+    pub(crate) fn stock_under_load(&self) -> usize {
+        self.free_segments_wanted() + VICTIMS_PER_CHECKPOINT + self.geometry.segments() as usize / 64
+    }
+
+    /// Free segments that stay as they are in an idle pool.
+    fn stock_when_idle(&self) -> usize {
+        8 + self.geometry.segments() as usize / 128
     }
 
     /// What was let go of counts only once it is merged. Space comes back without anyone asking, but not by one
@@ -112,30 +217,29 @@ impl Store {
     fn release_waits_long_enough(&self) -> bool {
         let now = self.environment.clock.monotonic();
         let core = self.core.lock();
-        let waits = core.node_changes.let_go_of() > 0 || core.borrowers.len() > 0;
+        let waits = core.node_changes.let_go_of() > 0 || core.borrowers.begun_before(u64::MAX);
         waits && now.saturating_sub(core.checkpointed_at) >= RELEASE_PATIENCE
     }
 
     /// Collection keeps this many segments free, so that writes seldom wait for it.
     pub(crate) fn free_segments_wanted(&self) -> usize {
         let segments = self.geometry.segments() as usize;
-        (3 * self.geometry.checkpoint_segments + 8).max(segments / 32)
+        let stock = (self.geometry.checkpoint_segments / 4).max(segments / 256).max(8);
+        self.geometry.log_keeps_free() + stock
     }
 
     /// Empties a few segments and makes a checkpoint that frees them; whether that was of use.
     fn collect_in_role(&self, victims: usize) -> Result<bool> {
         let before = self.core.lock().segments.free();
-        let mut emptied = 0;
+        let mut emptied = usize::from(or_no_space(self.level_wear())?);
         for _ in 0..victims {
-            match self.collect_one() {
-                Ok(true) => emptied += 1,
-                Ok(false) => break,
-                // No segment left to move into: what was emptied so far must be freed first.
-                Err(error) if error.kind() == ErrorKind::NoSpace => break,
-                Err(error) => return Err(error),
+            // No segment left to move into: what was emptied so far must be freed first.
+            if !or_no_space(self.collect_one())? {
+                break;
             }
+            emptied += 1;
         }
-        let reclaimable = !self.core.lock().segments.empty_ones().is_empty();
+        let reclaimable = self.core.lock().segments.empty_count() > 0;
         if emptied == 0 && !reclaimable {
             return Ok(false);
         }
@@ -154,5 +258,13 @@ impl Store {
         self.collect_in_role(VICTIMS_PER_CHECKPOINT)?;
         self.release_nodes(RELEASES_PER_STEP)?;
         Ok(())
+    }
+}
+
+/// What a step has found to do; nothing where there was no room for it.
+fn or_no_space(outcome: Result<bool>) -> Result<bool> {
+    match outcome {
+        Err(error) if error.kind() == ErrorKind::NoSpace => Ok(false),
+        other => other,
     }
 }

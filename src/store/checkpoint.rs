@@ -14,7 +14,7 @@ use crate::format::page::{PAGE_BYTES, PageFacts, PageKey, PagePointer, Table, en
 use crate::format::root::{CheckpointRoot, PendingChange, TableRoot};
 use crate::format::segment::SegmentKind;
 use crate::format::{checksum, to_grain};
-use crate::units::{BlockId, ByteCount, Lsn, MapNodeId, SegmentId};
+use crate::units::{BlockId, Lsn, MapNodeId, SegmentId};
 
 use super::Store;
 use super::blocks::changes::summed;
@@ -24,8 +24,6 @@ use super::run::Caller;
 
 /// Pages encoded and written together.
 const PAGES_TOGETHER: usize = 128;
-/// Segments given back to the host by one checkpoint.
-const PUNCHES_MAX: usize = 64;
 
 /// What a checkpoint is to make durable, as of one moment.
 struct Picture {
@@ -87,6 +85,7 @@ impl Store {
             core.log.chain_wanted_at = None;
             picture.root.tables = core.roots;
             core.align_append(Stream::Moved);
+            core.align_append(Stream::Cold);
         }
         let (root, copy) = self.write_root(&mut picture.root, |core, root| {
             root.segment_changes = core.segments.changes_since_picture();
@@ -101,7 +100,7 @@ impl Store {
         self.write_superblocks(&superblock)?;
         self.sync_all()?;
         self.finish_checkpoint(&picture, [superblock.root, superblock.root_copy].concat());
-        self.punch_surplus()
+        self.punch_surplus(self.stock_under_load()).map(|_| ())
     }
 
     /// The picture of this moment.
@@ -277,7 +276,7 @@ impl Store {
     pub(crate) fn write_waiting(&self, stream: Stream) -> Result<()> {
         let waiting = self.core.lock().appender(stream).take_waiting();
         for (segment, offset, bytes) in waiting {
-            self.write_segment(segment, offset, &[&bytes])?;
+            self.append_to_segment(segment, offset, &[&bytes])?;
         }
         Ok(())
     }
@@ -323,6 +322,7 @@ impl Store {
         core.block_ids.thaw();
         core.node_ids.thaw();
         core.segments.thaw();
+        core.leaving.clear();
         core.log.durable = core.log.durable.max(picture.root.lsn);
         // Metadata segments are filled and emptied by checkpoints alone: one that is empty now is so in
         // this picture too.
@@ -340,23 +340,6 @@ impl Store {
         for segment in picture.empty.iter().chain(&metadata) {
             core.segments.release(*segment);
         }
-    }
-
-    /// Gives free segments beyond a stock back to the host.
-    fn punch_surplus(&self) -> Result<()> {
-        let keep = 2 * self.geometry.checkpoint_segments + 8 + self.geometry.segments() as usize / 64;
-        let surplus = self.core.lock().segments.to_punch(keep);
-        for segment in surplus.into_iter().take(PUNCHES_MAX) {
-            if !self.core.lock().segments.punch(segment) {
-                continue;
-            }
-            let (device, offset) = self.place(segment, 0)?;
-            let len = ByteCount(u64::from(self.geometry.segment_bytes));
-            // A host that cannot take the room back costs nothing but the room.
-            let _ = device.discard(offset, len);
-            self.core.lock().segments.punched(segment);
-        }
-        Ok(())
     }
 
     /// The newest operation that a crash of the machine would keep.

@@ -8,13 +8,14 @@ use std::sync::atomic::Ordering;
 use crate::error::{ErrorKind, Result};
 use crate::format::SYNC_UNIT_BYTES;
 use crate::format::batch::{
-    BATCH_HEADER_BYTES, Batch, BatchHeader, BatchKind, LoggedOperation, MappingRecord,
+    BATCH_HEADER_BYTES, Batch, BatchHeader, BatchKind, FRAME_HEADER_BYTES, LoggedOperation,
+    MOVED_RECORD_BYTES, MappingRecord,
 };
 use crate::format::location::Location;
 use crate::format::page::{BlockEntry, PAGE_HEADER_BYTES, PageHeader};
 use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use crate::format::{checksum, to_grain};
-use crate::units::{BLOCK_BYTES, BlockId, Incarnation, Lsn, SegmentId};
+use crate::units::{BLOCK_BYTES, BlockId, Incarnation, Lba, Lsn, ObjectNumber, SegmentId};
 
 use super::Store;
 use super::core::{Core, Stall};
@@ -23,113 +24,169 @@ use super::run::Caller;
 
 /// Most blocks moved with one batch.
 const MOVE_TOGETHER: usize = 64;
-
-/// Blocks moved with one batch into segments of this size: small batches fill a segment to its end, a batch of
-/// more than half a segment would waste the rest of it.
-fn move_together(segment_bytes: u32) -> usize {
-    (segment_bytes as usize / BLOCK_BYTES / 16).clamp(1, MOVE_TOGETHER)
-}
+/// Segments that are begun between two that are emptied for wear alone: what levelling may cost.
+const SEGMENTS_PER_LEVELLING: u64 = 8;
 
 /// A block that was found in a victim.
 struct Found {
     block: BlockId,
     location: Location,
+    /// Where it was written, as the log says; not known of one that was moved before.
+    written_at: Option<(ObjectNumber, Lba)>,
+}
+
+/// Live blocks on their way to another segment.
+struct Moving {
+    stream: Stream,
+    blocks: Vec<(Found, BlockEntry)>,
+    /// Their stored bytes, each padded to a grain.
+    payload: Vec<u8>,
 }
 
 impl Store {
     /// Empties the best victim; `false` when there is none.
     pub(crate) fn collect_one(&self) -> Result<bool> {
-        let Some((victim, kind)) = self.choose_victim() else { return Ok(false) };
+        let victim = {
+            let core = self.core.lock();
+            core.segments.best_victim(core.next_sequence, |segment| core.may_be_emptied(segment))
+        };
+        let Some((victim, kind)) = victim else { return Ok(false) };
+        self.collect_segment(victim, kind).map(|()| true)
+    }
+
+    /// Empties a segment so that it can be reused.
+    pub(crate) fn collect_segment(&self, victim: SegmentId, kind: SegmentKind) -> Result<()> {
         self.figures.collections.fetch_add(1, Ordering::Relaxed);
-        let intact = match kind {
-            SegmentKind::Log | SegmentKind::Moved => self.move_blocks(victim)?,
-            SegmentKind::Metadata | SegmentKind::MetadataCopy => self.dirty_pages_of(victim)?,
-            SegmentKind::Free => true,
+        self.empty_segment(victim, kind)
+    }
+
+    /// Moves the longest-lying data out of a segment that is worn much less than others, so that the segment takes
+    /// its part again; whether there was one.
+    pub(crate) fn level_wear(&self) -> Result<bool> {
+        let rested = {
+            let mut core = self.core.lock();
+            if core.next_sequence < core.levelled_at + SEGMENTS_PER_LEVELLING {
+                return Ok(false);
+            }
+            let found = core.segments.look_for_rested();
+            let Some((segment, kind)) = found.filter(|(segment, _)| core.may_be_emptied(*segment)) else {
+                return Ok(false);
+            };
+            core.levelled_at = core.next_sequence;
+            core.levelling = true;
+            self.figures.levelled_segments.fetch_add(1, Ordering::Relaxed);
+            self.figures
+                .levelled_bytes
+                .fetch_add(u64::from(core.segments.entry(segment).live_bytes), Ordering::Relaxed);
+            (segment, kind)
+        };
+        let outcome = self.empty_segment(rested.0, rested.1);
+        self.core.lock().levelling = false;
+        outcome.map(|()| true)
+    }
+
+    /// Moves what is live out of a segment; one in which something cannot be read stays as it is from now on.
+    fn empty_segment(&self, victim: SegmentId, kind: SegmentKind) -> Result<()> {
+        // A checkpoint on the way may find nothing live in it any more; it must not be reused while it is walked.
+        self.core.lock().segments.pin(victim);
+        let emptied = match kind {
+            SegmentKind::Log | SegmentKind::Moved => self.move_blocks(victim),
+            SegmentKind::Metadata | SegmentKind::MetadataCopy => {
+                self.core.lock().leaving.insert(victim);
+                self.dirty_pages_of(victim)
+            }
+            SegmentKind::Free => Ok(true),
         };
         let mut core = self.core.lock();
+        core.segments.unpin(victim);
+        let intact = emptied?;
         let blocks = matches!(kind, SegmentKind::Log | SegmentKind::Moved);
         if !intact || (blocks && core.segments.entry(victim).live_bytes > 0) {
-            // Something in it cannot be read, or its walk ended early: it stays as it is.
+            // Something in it cannot be read, or its walk ended early.
             core.segments.mark_damaged(victim);
         } else {
             core.counters.collected_segments += 1;
         }
-        Ok(true)
-    }
-
-    /// The segment whose collection gains most for its cost: (1 - u) * age / (1 + u), after Rosenblum and
-    /// Ousterhout's log-structured file system.
-    fn choose_victim(&self) -> Option<(SegmentId, SegmentKind)> {
-        let core = self.core.lock();
-        let segment_bytes = f64::from(self.geometry.segment_bytes);
-        let newest = core.next_sequence;
-        let score = |live_bytes: u32, sequence: u64| {
-            let used = f64::from(live_bytes) / segment_bytes;
-            let age = (newest.saturating_sub(sequence) + 1) as f64;
-            (1.0 - used) * age / (1.0 + used)
-        };
-        core.segments
-            .candidates()
-            .filter(|(segment, entry)| {
-                // A segment that is nearly full of live data gains nothing.
-                f64::from(entry.live_bytes) < segment_bytes * 0.97 && !core.log.is_in_memory(*segment)
-            })
-            .max_by(|(_, one), (_, other)| {
-                score(one.live_bytes, one.sequence).total_cmp(&score(other.live_bytes, other.sequence))
-            })
-            .map(|(segment, entry)| (segment, entry.kind))
+        Ok(())
     }
 
     /// Moves every live block out of a segment of batches; `false` where some cannot be read.
     fn move_blocks(&self, victim: SegmentId) -> Result<bool> {
+        let together = (self.geometry.segment_bytes as usize / BLOCK_BYTES / 4).clamp(1, MOVE_TOGETHER);
         let mut intact = true;
+        let onto = |stream| Moving { stream, blocks: Vec::new(), payload: Vec::new() };
+        let (mut moved, mut cold) = (onto(Stream::Moved), onto(Stream::Cold));
         let Some(mut walk) = if_readable(SegmentWalk::new(self, victim))? else { return Ok(false) };
         loop {
-            let Some(next) = if_readable(walk.next_batch(self))? else { return Ok(false) };
+            let Some(next) = if_readable(walk.next_batch(self))? else {
+                intact = false;
+                break;
+            };
             let Some(batch_bytes) = next else { break };
-            let found = blocks_in(&batch_bytes, victim, walk.batch_start);
-            for group in found.chunks(move_together(self.geometry.segment_bytes)) {
-                intact &= self.move_group(group, &batch_bytes, walk.batch_start)?;
+            for found in blocks_in(&batch_bytes, victim, walk.batch_start) {
+                let moving = match self.core.lock().stream_for(&found) {
+                    Stream::Moved => &mut moved,
+                    _ => &mut cold,
+                };
+                intact &= self.take_along(found, &batch_bytes, walk.batch_start, moving)?;
+                if moving.blocks.len() >= together {
+                    self.move_along(moving)?;
+                }
             }
         }
+        self.move_along(&mut moved)?;
+        self.move_along(&mut cold)?;
         Ok(intact)
     }
 
-    /// Moves those of a group that are live.
-    fn move_group(&self, group: &[Found], batch: &[u8], batch_start: u32) -> Result<bool> {
+    /// Adds a block to those that move, if it is live; `false` where it cannot be read.
+    fn take_along(&self, found: Found, batch: &[u8], batch_start: u32, moving: &mut Moving) -> Result<bool> {
+        let entry = if_readable(self.run(Caller::Maintenance, |core| core.live_entry(&found)))?;
+        let Some(entry) = entry else { return Ok(false) };
+        let Some(entry) = entry else { return Ok(true) };
+        let from = (found.location.offset - batch_start) as usize;
+        let stored = batch.get(from..from + usize::from(found.location.len)).unwrap_or_default();
+        if checksum(stored) != entry.checksum {
+            self.note_bad_block(found.block, found.location);
+            return Ok(false);
+        }
+        moving.payload.extend_from_slice(stored);
+        moving.payload.resize(to_grain(moving.payload.len()), 0);
+        moving.blocks.push((found, entry));
+        Ok(true)
+    }
+
+    /// Moves blocks, in as many batches as the room in the open segment asks for: it is filled to its end.
+    fn move_along(&self, moving: &mut Moving) -> Result<()> {
         if self.core.lock().cache.dirty_pages() >= self.geometry.dirty_limit * 3 / 4 {
             self.checkpoint_in_role()?;
         }
-        let mut intact = true;
-        let mut payload: Vec<u8> = Vec::new();
-        let mut moving: Vec<(&Found, BlockEntry, usize)> = Vec::new();
-        for found in group {
-            let entry = if_readable(self.run(Caller::Maintenance, |core| core.live_entry(found)))?;
-            intact &= entry.is_some();
-            let Some(entry) = entry.flatten() else { continue };
-            let from = (found.location.offset - batch_start) as usize;
-            let stored = batch.get(from..from + usize::from(found.location.len)).unwrap_or_default();
-            if checksum(stored) != entry.checksum {
-                self.note_bad_block(found.block, found.location);
-                intact = false;
-                continue;
-            }
-            moving.push((found, entry, payload.len()));
-            payload.extend_from_slice(stored);
-            payload.resize(to_grain(payload.len()), 0);
+        let mut rest = moving.blocks.as_slice();
+        let mut payload = moving.payload.as_slice();
+        while !rest.is_empty() {
+            let room = self.core.lock().append_room(moving.stream);
+            let (count, len) = match fitting(rest, room) {
+                // Another segment is begun, which has room for all.
+                (0, _) => (rest.len(), payload.len()),
+                fits => fits,
+            };
+            let (now, later) = rest.split_at(count);
+            let (bytes, behind) = payload.split_at(len);
+            self.move_batch(moving.stream, now, bytes)?;
+            (rest, payload) = (later, behind);
         }
-        if moving.is_empty() {
-            return Ok(intact);
-        }
-        let blocks = moving
-            .iter()
-            .map(|(found, entry, _)| (found.block, found.location.len, entry.checksum))
-            .collect();
-        let records = LoggedOperation::Moved { blocks }.encode(payload.len());
-        let (segment, payload_offset) = self.append_moved(&records, &payload)?;
-        for (found, _, at) in moving {
-            let offset = payload_offset + u32::try_from(at).expect("within a segment");
+        moving.blocks.clear();
+        moving.payload.clear();
+        Ok(())
+    }
+
+    fn move_batch(&self, stream: Stream, blocks: &[(Found, BlockEntry)], payload: &[u8]) -> Result<()> {
+        let records = blocks.iter().map(|(found, entry)| (found.block, found.location.len, entry.checksum));
+        let records = LoggedOperation::Moved { blocks: records.collect() }.encode(payload.len());
+        let (segment, mut offset) = self.append_moved(stream, &records, payload)?;
+        for (found, _) in blocks {
             let location = Location { segment, offset, len: found.location.len };
+            offset += location.occupied_bytes();
             self.run(Caller::Maintenance, |core| {
                 if let Some(entry) = core.live_entry(found)? {
                     core.set_block_entry(found.block, BlockEntry { location, ..entry });
@@ -137,14 +194,14 @@ impl Store {
                 Ok(())
             })?;
         }
-        Ok(intact)
+        Ok(())
     }
 
     /// Writes a batch of moved blocks; where its payloads begin.
-    fn append_moved(&self, records: &[u8], payload: &[u8]) -> Result<(SegmentId, u32)> {
+    fn append_moved(&self, stream: Stream, records: &[u8], payload: &[u8]) -> Result<(SegmentId, u32)> {
         let len = BATCH_HEADER_BYTES + records.len() + payload.len();
         let (segment, offset) = self.run(Caller::Maintenance, |core| {
-            core.prepare_append(Stream::Moved, len, self.geometry.checkpoint_segments)?;
+            core.prepare_append(stream, len, self.geometry.checkpoint_segments)?;
             let header = BatchHeader {
                 kind: BatchKind::Moved,
                 len: u32::try_from(len).expect("within a segment"),
@@ -152,7 +209,7 @@ impl Store {
                 first_lsn: Lsn(0),
                 epoch: core.log.epoch,
                 incarnation: core.log.incarnation,
-                previous: core.moved.chain,
+                previous: core.appender(stream).chain,
                 durable_lsn: Lsn(0),
                 durable_checkpoint: core.checkpoint.0,
                 pool: core.pool_short,
@@ -160,11 +217,11 @@ impl Store {
             let (mut bytes, sum) = header.encode(std::iter::once(records));
             bytes.extend_from_slice(records);
             bytes.extend_from_slice(payload);
-            core.moved.chain = sum;
+            core.appender(stream).chain = sum;
             core.counters.moved_bytes += bytes.len() as u64;
-            Ok(core.append(Stream::Moved, &bytes))
+            Ok(core.append(stream, &bytes))
         })?;
-        self.write_waiting(Stream::Moved)?;
+        self.write_waiting(stream)?;
         let records_end = BATCH_HEADER_BYTES + records.len();
         Ok((segment, offset + u32::try_from(records_end).expect("within a segment")))
     }
@@ -210,6 +267,14 @@ impl Store {
 }
 
 impl Core {
+    /// Where a block goes: those that are likely to lie for long apart from those that will soon be overwritten.
+    fn stream_for(&self, found: &Found) -> Stream {
+        match found.written_at {
+            Some((object, lba)) if !self.levelling && self.heat.is_hot(object, lba) => Stream::Moved,
+            _ => Stream::Cold,
+        }
+    }
+
     /// The entry of a block, if it still lies where it was found.
     fn live_entry(&mut self, found: &Found) -> Result<Option<BlockEntry>, Stall> {
         if found.block.0 >= self.block_ids.high_water {
@@ -252,6 +317,20 @@ impl Core {
         }
         Ok(())
     }
+}
+
+/// How many of the blocks, from the first on, fit into `room` bytes with their batch, and how long their payloads are.
+fn fitting(blocks: &[(Found, BlockEntry)], room: usize) -> (usize, usize) {
+    let mut len = 0;
+    for (count, (found, _)) in blocks.iter().enumerate() {
+        let longer = len + to_grain(usize::from(found.location.len));
+        let records = to_grain(FRAME_HEADER_BYTES + (count + 1) * MOVED_RECORD_BYTES);
+        if BATCH_HEADER_BYTES + records + longer > room {
+            return (count, len);
+        }
+        len = longer;
+    }
+    (blocks.len(), len)
 }
 
 /// What a look has found; `None` where damage or a failing device stood in its way: that is left alone, and
@@ -335,22 +414,22 @@ fn blocks_in(bytes: &[u8], segment: SegmentId, batch_start: u32) -> Vec<Found> {
     let Some(batch) = Batch::decode(bytes, false) else { return Vec::new() };
     let mut found = Vec::new();
     for frame in batch.frames().flatten() {
-        let ids: Vec<BlockId> = match &frame.operation {
-            LoggedOperation::Write { mappings, .. } => mappings
-                .iter()
-                .filter_map(|mapping| match mapping {
-                    MappingRecord::New { block, .. } => Some(*block),
+        let ids: Vec<(BlockId, Option<(ObjectNumber, Lba)>)> = match &frame.operation {
+            LoggedOperation::Write { object, first, mappings } => (first.0..)
+                .zip(mappings)
+                .filter_map(|(lba, mapping)| match mapping {
+                    MappingRecord::New { block, .. } => Some((*block, Some((*object, Lba(lba))))),
                     _ => None,
                 })
                 .collect(),
-            LoggedOperation::Moved { blocks } => blocks.iter().map(|(block, _, _)| *block).collect(),
+            LoggedOperation::Moved { blocks } => blocks.iter().map(|(block, _, _)| (*block, None)).collect(),
             _ => Vec::new(),
         };
         let base = batch_start + u32::try_from(frame.payload_offset).expect("within a segment");
-        for (block, (from, len, _)) in ids.into_iter().zip(frame.operation.payloads()) {
+        for ((block, written_at), (from, len, _)) in ids.into_iter().zip(frame.operation.payloads()) {
             let offset = base + u32::try_from(from).expect("within a segment");
             let len = u16::try_from(len).expect("at most 4096");
-            found.push(Found { block, location: Location { segment, offset, len } });
+            found.push(Found { block, location: Location { segment, offset, len }, written_at });
         }
     }
     found

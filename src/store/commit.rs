@@ -218,6 +218,7 @@ impl Store {
         let outcome =
             self.enter(core, &operation, &prepared, &reduction.payload, || reduction.fingerprints());
         let LoggedOperation::Write { mappings, .. } = &operation else { return Ok(None) };
+        core.heat.note(object, first, mappings.len() as u64, core.counters.unique_blocks);
         Ok(Some(self.account(core, mappings, outcome, reduction.blocks.len())))
     }
 

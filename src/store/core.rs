@@ -10,12 +10,13 @@ use crate::error::Error;
 use crate::format::objects::ObjectSlot;
 use crate::format::page::{PageKey, PagePointer, Table};
 use crate::format::root::{LifetimeCounters, TableRoot};
-use crate::units::{CheckpointNumber, Lsn, MapNodeId, ObjectNumber, SegmentId};
+use crate::units::{CheckpointNumber, MapNodeId, ObjectNumber, SegmentId};
 
 use super::blocks::changes::Changes;
 use super::blocks::ids::IdSpace;
 use super::blocks::rebuild::Rebuild;
 use super::geometry::Geometry;
+use super::heat::Heat;
 use super::log::appender::Appender;
 use super::log::open_log::OpenLog;
 use super::log::segments::SegmentTable;
@@ -181,18 +182,29 @@ pub(crate) struct Core {
     pub(crate) sharing: u64,
     /// When the last checkpoint was made.
     pub(crate) checkpointed_at: std::time::Duration,
+    /// The newest operation that background work has seen, and when it saw it first.
+    pub(crate) quiet_since: (crate::units::Lsn, std::time::Duration),
     /// Nodes that nothing refers to, to be taken apart.
     pub(crate) release_queue: VecDeque<MapNodeId>,
     /// Copied leaves that name blocks to which they have no references yet.
     pub(crate) borrowers: Borrowers,
-    /// The newest operation when background work last looked: without a newer one it may do more.
-    pub(crate) seen_lsn: Lsn,
     /// Nodes taken apart since the store was opened.
     pub(crate) released_nodes: u64,
     /// Pages that are no more, and whose pointers the next checkpoint clears.
     pub(crate) dropped: Vec<PageKey>,
     pub(crate) log: OpenLog,
+    /// Where volumes are written often.
+    pub(crate) heat: Heat,
+    /// Blocks moved out of log segments.
     pub(crate) moved: Appender,
+    /// Blocks moved again, and long-lived ones that make room for wear.
+    pub(crate) cold: Appender,
+    /// Segments whose live pages leave with the next checkpoint.
+    pub(crate) leaving: BTreeSet<SegmentId>,
+    /// A segment is being emptied because it is worn less than others.
+    pub(crate) levelling: bool,
+    /// Place in the order of segments at which one was last emptied for that.
+    pub(crate) levelled_at: u64,
     pub(crate) metadata: Appender,
     pub(crate) metadata_copy: Appender,
     /// Order in which segments are begun.
@@ -232,9 +244,19 @@ impl Core {
         }
     }
 
+    /// Whether collection may empty a segment: all of it is on its device, and it is not on its way out already.
+    pub(crate) fn may_be_emptied(&self, segment: SegmentId) -> bool {
+        !self.log.is_in_memory(segment) && !self.leaving.contains(&segment)
+    }
+
     /// Bytes in use that the account knows of: live ones, and pages that are dirty or new and not yet stored.
     pub(crate) fn accounted_bytes(&self) -> u64 {
+        self.segments.live_bytes() + self.unstored_metadata_bytes()
+    }
+
+    /// Bytes that dirty pages and those of new objects will take at most when they are stored.
+    pub(crate) fn unstored_metadata_bytes(&self) -> u64 {
         let pages = self.cache.dirty_pages() + 2 * self.objects.added;
-        self.segments.live_bytes() + pages as u64 * 4160
+        pages as u64 * 4160
     }
 }

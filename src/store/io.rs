@@ -5,12 +5,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::SYNC_UNIT_BYTES;
 use crate::format::batch::{BATCH_HEADER_BYTES, BatchHeader, BatchKind};
 use crate::units::{Lsn, SegmentId};
 
 use super::Store;
 use super::core::Core;
 use super::log::open_log::{Closed, OpenBatch, Unwritten};
+
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// What a writer needs to finish batches.
 struct Finishing {
@@ -213,19 +216,31 @@ impl Store {
         }
         for run in runs {
             finishing.devices |=
-                self.write_segment(run.segment, run.offset, &slices[run.first..run.behind])?;
+                self.append_to_segment(run.segment, run.offset, &slices[run.first..run.behind])?;
         }
         Ok(())
     }
 
     /// Fills what comes next in the log with zeros; nothing of it is handed out before this writer is done.
     fn write_zeros(&self, unwritten: Unwritten) -> Result<()> {
-        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         let len = unwritten.len as usize;
         let mut slices: Vec<&[u8]> = vec![&ZEROS; len / ZEROS.len()];
         slices.push(&ZEROS[..len % ZEROS.len()]);
         // The device is among those to be synced: the batch before the zeros is on it.
         self.write_segment(unwritten.segment, unwritten.offset, &slices).map(|_| ())
+    }
+
+    /// Writes what comes next in an open segment; the bit of its device. A 4 KiB that is begun is filled with zeros
+    /// to its end: nothing lies there yet, and what is on the device would otherwise be read first.
+    pub(crate) fn append_to_segment(&self, segment: SegmentId, offset: u32, slices: &[&[u8]]) -> Result<u64> {
+        let len: usize = slices.iter().map(|slice| slice.len()).sum();
+        let (start, end) = (offset as usize, offset as usize + len);
+        let begins = start.is_multiple_of(SYNC_UNIT_BYTES) || start.next_multiple_of(SYNC_UNIT_BYTES) < end;
+        let rest = end.next_multiple_of(SYNC_UNIT_BYTES) - end;
+        if rest == 0 || !begins {
+            return self.write_segment(segment, offset, slices);
+        }
+        self.write_segment(segment, offset, &[slices, &[&ZEROS[..rest]]].concat())
     }
 
     /// Writes into a segment; the bit of its device.

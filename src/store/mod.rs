@@ -16,6 +16,7 @@ mod core;
 mod diff;
 mod fingerprint;
 mod geometry;
+mod heat;
 mod io;
 mod log;
 mod map;
@@ -29,12 +30,13 @@ mod recovery;
 mod reduce;
 mod root;
 mod run;
+mod scrub;
 mod statistics;
 mod table;
 mod walk;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use crate::device::Device;
 use crate::format::superblock::Superblock;
@@ -52,7 +54,8 @@ pub use self::operation::OBJECT_BLOCKS_MAX;
 pub use self::options::{Commit, CommitSink, Environment, ObjectInfo, OpenReport, StoreOptions};
 pub use self::probe::{DeviceContent, probe};
 pub use self::read::{MappedRun, MappingKind};
-pub use self::statistics::StoreStatistics;
+pub use self::scrub::{ScrubState, ScrubStatus};
+pub use self::statistics::{CollectionState, StoreStatistics};
 pub use self::walk::{OccupiedWalk, ReclaimWalk, Reclaimable};
 pub use crate::format::objects::OPAQUE_BYTES_MAX;
 pub use crate::format::operation::{CLONES_MAX, CloneRecord};
@@ -72,6 +75,7 @@ pub struct Store {
     /// Something has been written, synced or freed, or a role has been given up.
     changed: Condition,
     index: FingerprintIndex,
+    scrub: Mutex<scrub::Scrub>,
     /// Figures that need no lock.
     figures: Figures,
 }
@@ -79,10 +83,17 @@ pub struct Store {
 /// Counters since the store was opened.
 #[derive(Debug, Default)]
 struct Figures {
+    /// The host had no room for a segment when it was last asked for some.
+    host_full: AtomicBool,
     checkpoint_nanoseconds: AtomicU64,
     log_syncs: AtomicU64,
     log_sync_nanoseconds: AtomicU64,
     collections: AtomicU64,
+    levelled_segments: AtomicU64,
+    levelled_bytes: AtomicU64,
+    punched_bytes: AtomicU64,
+    scrubbed_bytes: AtomicU64,
+    scrub_errors: AtomicU64,
 }
 
 impl std::fmt::Debug for Store {

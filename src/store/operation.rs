@@ -44,7 +44,7 @@ impl Claim {
     pub(crate) fn segments_kept(self, geometry: &Geometry) -> usize {
         let of_checkpoints = 2 * geometry.checkpoint_segments;
         match self {
-            Claim::Write => of_checkpoints + 3,
+            Claim::Write => geometry.log_keeps_free(),
             Claim::Trim | Claim::Management => of_checkpoints + 2,
             Claim::Nothing => geometry.checkpoint_segments,
         }

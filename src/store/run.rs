@@ -1,5 +1,7 @@
 //! Attempts under the lock, and what happens between them: reading pages, finding room.
 
+use std::sync::atomic::Ordering;
+
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::location::Location;
@@ -32,6 +34,9 @@ impl Store {
         let mut pinned: Vec<PageKey> = Vec::new();
         let mut rounds = 0;
         let outcome = loop {
+            if caller == Caller::Maintenance {
+                self.core.give_way();
+            }
             let stall = {
                 let mut core = self.core.lock();
                 core.cache.begin_attempt();
@@ -42,7 +47,7 @@ impl Store {
             };
             let seen_to = match stall {
                 Stall::Load(key, pointer) => self.load(key, &pointer, &mut pinned),
-                Stall::Allocate(segment) => self.allocate(segment),
+                Stall::Allocate(segment) => self.note_room(self.allocate(segment)),
                 Stall::Room(room) => {
                     // Waiting must hold nothing: what was brought in may go.
                     self.unpin(&mut pinned);
@@ -140,15 +145,26 @@ impl Store {
     fn allocate(&self, segment: SegmentId) -> Result<()> {
         let (device, offset) = self.place(segment, 0)?;
         let len = ByteCount(u64::from(self.geometry.segment_bytes));
-        device.allocate(offset, len).map_err(|error| {
-            let kind = match error.kind() {
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
-                _ => ErrorKind::Device,
-            };
-            Error::caused(kind, format!("making room for a segment on {}", device.name()), error)
-        })?;
-        self.core.lock().segments.room_found(segment);
-        Ok(())
+        let Err(error) = device.allocate(offset, len) else {
+            self.core.lock().segments.room_found(segment);
+            return Ok(());
+        };
+        let kind = match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+            _ => ErrorKind::Device,
+        };
+        if kind == ErrorKind::NoSpace && self.core.lock().segments.host_is_full() {
+            // It was only asked so that wear stays even; there is one that needs no more room.
+            return Ok(());
+        }
+        Err(Error::caused(kind, format!("making room for a segment on {}", device.name()), error))
+    }
+
+    /// Keeps in mind whether the host had room.
+    fn note_room(&self, allocated: Result<()>) -> Result<()> {
+        let full = matches!(&allocated, Err(error) if error.kind() == ErrorKind::NoSpace);
+        self.figures.host_full.store(full, Ordering::Relaxed);
+        allocated
     }
 
     /// Lets maintenance make room, or does it.

@@ -3,12 +3,27 @@
 use std::sync::atomic::Ordering;
 
 use crate::error::Result;
-use crate::format::segment::SegmentKind;
+use crate::format::root::LifetimeCounters;
 use crate::units::{BLOCK_BYTES, BlockCount, ObjectNumber};
 
 use super::Store;
 use super::geometry::FRAME_BYTES;
 use super::options::ObjectInfo;
+
+/// What the write of one block may need at most: its frame, its entry's page, and the nodes of its path.
+const ONE_BLOCK_BYTES: u64 = BLOCK_BYTES as u64 + 128 + 6 * 4160;
+
+/// What collection is at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CollectionState {
+    /// Enough segments are free.
+    #[default]
+    Idle,
+    /// Segments are emptied in the background.
+    Running,
+    /// So few segments are free that writes wait for it.
+    Behind,
+}
 
 /// One consistent moment of the store. Sums are over the pool's life unless said otherwise.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -85,6 +100,25 @@ pub struct StoreStatistics {
     pub erases_max: u64,
     /// Mean erase count of a segment.
     pub erases_avg: f64,
+    /// Variance of the erase counts.
+    pub erases_variance: f64,
+    /// Segments emptied because they were worn much less than others, since the store was opened.
+    pub levelled_segments: u64,
+    /// Live bytes in those, when it was done.
+    pub levelled_bytes: u64,
+    /// Bytes of free segments given back to the host since the store was opened.
+    pub punched_bytes: u64,
+    /// Stored bytes of new blocks and those that collection has moved, over those of new blocks; pages are counted
+    /// beside (`metadata_bytes_written`).
+    pub write_amplification: f64,
+    /// What collection is at.
+    pub collection: CollectionState,
+    /// Free segments below which collection works.
+    pub free_segments_wanted: u64,
+    /// Bytes that dirty pages will take when they are stored: they count as used.
+    pub unstored_metadata_bytes: u64,
+    /// Nodes and counts of what was let go of that background work has yet to see to.
+    pub releases_pending: u64,
     /// Checkpoints made.
     pub checkpoints: u64,
     /// Time they took since the store was opened.
@@ -113,8 +147,14 @@ pub struct StoreStatistics {
     pub full: bool,
     /// Whether less than a sixteenth of the usable space is left.
     pub near_full: bool,
+    /// Whether the file systems below the devices had no room for a segment when they were last asked for some.
+    pub host_full: bool,
     /// Erase cycles that a segment is rated for.
     pub rated_cycles: u64,
+    /// Bytes that scrubs have verified since the store was opened.
+    pub scrubbed_bytes: u64,
+    /// Pages and blocks that scrubs have found damaged since the store was opened.
+    pub scrub_errors: u64,
     /// Blocks whose stored bytes have failed their check since the store was opened.
     pub bad_blocks: u64,
 }
@@ -129,13 +169,7 @@ impl Store {
         let (in_use, _) = core.segments.in_use();
         let unwritten = core.unwritten_bytes();
         let used_bytes = (in_use as u64 * segment_bytes).saturating_sub(unwritten);
-        let metadata_bytes = core
-            .segments
-            .iter()
-            .filter(|(_, entry)| matches!(entry.kind, SegmentKind::Metadata | SegmentKind::MetadataCopy))
-            .map(|(_, entry)| u64::from(entry.live_bytes))
-            .sum();
-        let (erases_min, erases_max, erases_avg) = core.segments.wear();
+        let wear = core.segments.wear();
         let accounted = core.accounted_bytes();
         let left = self.geometry.usable_bytes.saturating_sub(accounted);
         let capacity_bytes = self.geometry.capacity_bytes();
@@ -145,7 +179,7 @@ impl Store {
             live_bytes: core.segments.live_bytes(),
             used_bytes,
             free_bytes: capacity_bytes.saturating_sub(used_bytes),
-            metadata_bytes,
+            metadata_bytes: core.segments.metadata_bytes(),
             stored_data_bytes: counters.stored_bytes,
             unique_blocks: counters.unique_blocks,
             referenced_blocks: counters.referenced_blocks,
@@ -172,9 +206,18 @@ impl Store {
             segment_count: u64::from(core.segments.count()),
             free_segments: core.segments.free() as u64,
             segment_erases: counters.segment_erases,
-            erases_min: u64::from(erases_min),
-            erases_max: u64::from(erases_max),
-            erases_avg,
+            erases_min: u64::from(wear.min),
+            erases_max: u64::from(wear.max),
+            erases_avg: wear.mean,
+            erases_variance: wear.variance,
+            levelled_segments: self.figures.levelled_segments.load(Ordering::Relaxed),
+            levelled_bytes: self.figures.levelled_bytes.load(Ordering::Relaxed),
+            punched_bytes: self.figures.punched_bytes.load(Ordering::Relaxed),
+            write_amplification: write_amplification(counters),
+            collection: self.collection_state(core.segments.free()),
+            free_segments_wanted: self.free_segments_wanted() as u64,
+            unstored_metadata_bytes: core.unstored_metadata_bytes(),
+            releases_pending: core.releases_pending(),
             checkpoints: counters.checkpoints,
             checkpoint_nanoseconds: self.figures.checkpoint_nanoseconds.load(Ordering::Relaxed),
             log_syncs: self.figures.log_syncs.load(Ordering::Relaxed),
@@ -187,10 +230,23 @@ impl Store {
             lsn: core.log.committed().0,
             durable_lsn: core.log.durable.0,
             stopped: core.stopped.clone(),
-            full: left < 2 * 4160 + BLOCK_BYTES as u64,
+            full: left < ONE_BLOCK_BYTES,
             near_full: left < self.geometry.usable_bytes / 16,
+            host_full: self.figures.host_full.load(Ordering::Relaxed),
             rated_cycles: u64::from(self.options.rated_cycles),
+            scrubbed_bytes: self.figures.scrubbed_bytes.load(Ordering::Relaxed),
+            scrub_errors: self.figures.scrub_errors.load(Ordering::Relaxed),
             bad_blocks: core.bad_blocks.len() as u64,
+        }
+    }
+
+    fn collection_state(&self, free: usize) -> CollectionState {
+        if free <= self.geometry.log_keeps_free() {
+            CollectionState::Behind
+        } else if free < self.free_segments_wanted() {
+            CollectionState::Running
+        } else {
+            CollectionState::Idle
         }
     }
 
@@ -225,12 +281,23 @@ impl Store {
     }
 }
 
+/// (New + moved) / new bytes, in stored sizes; 1 where nothing was stored yet.
+fn write_amplification(counters: &LifetimeCounters) -> f64 {
+    let new = (counters.new_blocks * BLOCK_BYTES as u64).saturating_sub(counters.compression_saved_bytes);
+    if new == 0 { 1.0 } else { 1.0 + counters.moved_bytes as f64 / new as f64 }
+}
+
 impl super::core::Core {
+    fn releases_pending(&self) -> u64 {
+        let changes = self.block_changes.let_go_of() + self.node_changes.let_go_of();
+        (changes + self.release_queue.len()) as u64
+    }
+
     /// Room in open segments that nothing was written to yet, the log's reserved successor included.
     fn unwritten_bytes(&self) -> u64 {
         let segment_bytes = self.geometry.segment_bytes;
         let log = u64::from(segment_bytes - self.log.position.offset) + u64::from(segment_bytes);
-        let streams = [&self.moved, &self.metadata, &self.metadata_copy];
+        let streams = [&self.moved, &self.cold, &self.metadata, &self.metadata_copy];
         log + streams.iter().map(|stream| stream.room(segment_bytes) as u64).sum::<u64>()
     }
 }

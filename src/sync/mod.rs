@@ -42,7 +42,15 @@ pub fn yield_point() {
 /// A mutual exclusion lock. A panic of a holder does not poison it: whoever panics in the store
 /// takes the process down.
 #[derive(Debug, Default)]
-pub struct Mutex<T>(std::sync::Mutex<T>);
+pub struct Mutex<T> {
+    inner: std::sync::Mutex<T>,
+    /// Threads that found the lock taken, and do not have it yet.
+    waiting: AtomicUsize,
+}
+
+/// How often `give_way` lets others run: long enough for a sleeping thread to wake up, no longer than a few of
+/// those holds that it makes way for.
+const WAYS_GIVEN_MAX: u32 = 100;
 
 /// What `Mutex::lock` gives out.
 #[derive(Debug)]
@@ -54,7 +62,7 @@ pub struct MutexGuard<'a, T> {
 impl<T> Mutex<T> {
     /// A lock around `value`.
     pub const fn new(value: T) -> Mutex<T> {
-        Mutex(std::sync::Mutex::new(value))
+        Mutex { inner: std::sync::Mutex::new(value), waiting: AtomicUsize::new(0) }
     }
 
     /// Waits for the lock.
@@ -64,11 +72,20 @@ impl<T> Mutex<T> {
 
     fn lock_inner(&self) -> std::sync::MutexGuard<'_, T> {
         let Some(baton) = baton() else {
-            return self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            return match self.inner.try_lock() {
+                Ok(guard) => guard,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    self.waiting.fetch_add(1, Ordering::Relaxed);
+                    let guard = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+                    self.waiting.fetch_sub(1, Ordering::Relaxed);
+                    guard
+                }
+            };
         };
         loop {
             baton.yield_now();
-            match self.0.try_lock() {
+            match self.inner.try_lock() {
                 Ok(guard) => return guard,
                 Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => {}
@@ -76,9 +93,20 @@ impl<T> Mutex<T> {
         }
     }
 
+    /// Lets those who wait for the lock have it first, within bounds. For whoever takes it again and again in
+    /// short steps: the lock goes to whoever asks first after it was let go of, and somebody who must be woken
+    /// for it is never the first.
+    pub fn give_way(&self) {
+        let mut left = if baton().is_some() { 0 } else { WAYS_GIVEN_MAX };
+        while left > 0 && self.waiting.load(Ordering::Relaxed) > 0 {
+            std::thread::yield_now();
+            left -= 1;
+        }
+    }
+
     /// The value, when nobody else can hold the lock.
     pub fn into_inner(self) -> T {
-        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
+        self.inner.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -53,9 +53,11 @@ impl From<ErrorKind> for Errno {
             ErrorKind::NoSpace => Errno::NoSpace,
             ErrorKind::ReadOnly => Errno::NotPermitted,
             ErrorKind::Unsupported => Errno::NotSupported,
-            ErrorKind::Corrupt | ErrorKind::Device | ErrorKind::Stopped | ErrorKind::Busy => {
-                Errno::InputOutput
-            }
+            ErrorKind::Corrupt
+            | ErrorKind::Device
+            | ErrorKind::Stopped
+            | ErrorKind::Busy
+            | ErrorKind::Changed => Errno::InputOutput,
             // The export is gone from here, for now or for good: no request can succeed any more,
             // and a client that can should look for it elsewhere.
             ErrorKind::NotFound | ErrorKind::NotPrimary | ErrorKind::NoQuorum | ErrorKind::Unreachable => {

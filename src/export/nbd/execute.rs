@@ -7,12 +7,13 @@ use std::sync::Arc;
 use super::budget::Buffer;
 use super::clock::now;
 use super::connection::{Connection, InFlight};
+use super::contexts::Context;
 use super::errors::Errno;
-use super::handshake::ALLOCATION_CONTEXT;
 use super::outgoing::Reply;
 use super::request::Request;
 use super::statistics::{Operation, Tally};
-use super::wire::transmission::{STATE_HOLE, STATE_ZERO, Style, command_flag};
+use super::wire::transmission::{STATE_CHANGED, STATE_HOLE, STATE_ZERO, Style, command_flag};
+use crate::array::ChangedExtent;
 use crate::array::service::{Commit, Extent, ExtentKind};
 use crate::error::Result;
 use crate::units::ByteCount;
@@ -87,7 +88,7 @@ impl Connection {
         let (offset, len) = (request.offset, ByteCount(request.length));
         let data = buffer.as_deref_mut().unwrap_or_default();
         let confirm = |commit| self.confirm(request, commit);
-        let mut extents = Vec::new();
+        let mut statuses = Vec::new();
         let result = match request.operation {
             Operation::Read => service.read(offset, &mut data[..request.payload_len()]),
             Operation::Write => service.write(offset, &data[..request.payload_len()]).and_then(confirm),
@@ -95,10 +96,7 @@ impl Connection {
             Operation::WriteZeroes => service.write_zeroes(offset, len).and_then(confirm),
             Operation::Cache => self.read_ahead(request, data),
             Operation::Flush => service.flush(),
-            Operation::BlockStatus => {
-                let extents_max = if request.has(command_flag::REQ_ONE) { 1 } else { EXTENTS_MAX };
-                service.block_status(offset, len, extents_max).map(|found| extents = found)
-            }
+            Operation::BlockStatus => self.statuses(request).map(|found| statuses = found),
         };
         let mut tally = Tally::default();
         let mut head = Vec::with_capacity(64);
@@ -114,7 +112,10 @@ impl Connection {
                 match request.operation {
                     Operation::Read => body = self.read_reply(request, &mut head, buffer),
                     Operation::BlockStatus => {
-                        to.put_status(&mut head, ALLOCATION_CONTEXT, &states(&extents, request.length));
+                        let last = statuses.len() - 1;
+                        for (place, (context, states)) in statuses.iter().enumerate() {
+                            to.put_status(&mut head, *context, states, place == last);
+                        }
                     }
                     _ => head.extend_from_slice(&to.done()),
                 }
@@ -122,6 +123,24 @@ impl Connection {
         }
         self.shared.statistics.count(request.operation, tally, now() - request.received);
         Reply::new(head, body, in_flight)
+    }
+
+    /// What the request's range is in each context that it is about (at least one).
+    fn statuses(&self, request: &Request) -> Result<Vec<(u32, Vec<State>)>> {
+        let (offset, len) = (request.offset, ByteCount(request.length));
+        let extents_max = if request.has(command_flag::REQ_ONE) { 1 } else { EXTENTS_MAX };
+        let contexts = self.export.contexts.of(request.contexts);
+        contexts
+            .map(|(number, context)| {
+                let states = match context {
+                    Context::Allocation => {
+                        allocation(&self.export.service.block_status(offset, len, extents_max)?, len.0)
+                    }
+                    Context::Changes(source) => changed(&source.changes(offset, len, extents_max)?, len.0),
+                };
+                Ok((number, states))
+            })
+            .collect()
     }
 
     /// The reply to a read that succeeded: zeros are not sent where the client can do without.
@@ -227,18 +246,32 @@ pub(super) fn is_zero(bytes: &[u8]) -> bool {
         && chunks.iter().all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
-/// Lengths and state flags: neighbours of one state joined, none reaching past the `length` asked
-/// about. A pattern takes no space, but the protocol's "hole" would promise that it reads as
-/// nothing in particular.
-fn states(extents: &[Extent], length: u64) -> Vec<(u64, u32)> {
-    let mut states: Vec<(u64, u32)> = Vec::with_capacity(extents.len());
+/// A length in bytes, and state flags.
+type State = (u64, u32);
+
+/// The states of `base:allocation`. A pattern takes no space, but the protocol's "hole" would promise that
+/// it reads as nothing in particular.
+fn allocation(extents: &[Extent], length: u64) -> Vec<State> {
+    let states = extents.iter().map(|extent| match extent.kind {
+        ExtentKind::Data | ExtentKind::Pattern => (extent.len.0, 0),
+        ExtentKind::Hole => (extent.len.0, STATE_HOLE | STATE_ZERO),
+    });
+    joined(states, length)
+}
+
+/// The states of `sinter:changed-since`.
+fn changed(extents: &[ChangedExtent], length: u64) -> Vec<State> {
+    let states =
+        extents.iter().map(|extent| (extent.len.0, if extent.changed.is_some() { STATE_CHANGED } else { 0 }));
+    joined(states, length)
+}
+
+/// Neighbours of one state joined, none reaching past the `length` asked about.
+fn joined(found: impl ExactSizeIterator<Item = State>, length: u64) -> Vec<State> {
+    let mut states: Vec<State> = Vec::with_capacity(found.len());
     let mut left = length;
-    for extent in extents {
-        let len = extent.len.0.min(left);
-        let state = match extent.kind {
-            ExtentKind::Data | ExtentKind::Pattern => 0,
-            ExtentKind::Hole => STATE_HOLE | STATE_ZERO,
-        };
+    for (len, state) in found {
+        let len = len.min(left);
         left -= len;
         match states.last_mut() {
             Some(last) if last.1 == state => last.0 += len,
@@ -262,8 +295,12 @@ mod tests {
             extent(8192, ExtentKind::Hole),
             extent(4096, ExtentKind::Data),
         ];
-        assert_eq!(states(&found, 12_288), [(8192, 0), (4096, 3)]);
-        assert_eq!(states(&found, 100_000), [(8192, 0), (8192, 3), (4096, 0)]);
+        assert_eq!(allocation(&found, 12_288), [(8192, 0), (4096, 3)]);
+        assert_eq!(allocation(&found, 100_000), [(8192, 0), (8192, 3), (4096, 0)]);
+        let extent = |len, changed| ChangedExtent { len: ByteCount(len), changed };
+        let found =
+            [extent(4096, Some(ExtentKind::Data)), extent(4096, Some(ExtentKind::Hole)), extent(8192, None)];
+        assert_eq!(changed(&found, 12_288), [(8192, 1), (4096, 0)]);
     }
 
     #[test]

@@ -6,14 +6,14 @@
 use std::sync::Arc;
 
 use super::wire::options::{
-    BASE_ALLOCATION, CLIENT_FLAGS_BYTES, EXPORT_NAME_PADDING_BYTES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES,
-    InfoRequest, OPTION_HEAD_BYTES, decode_client_flags, decode_info_request, decode_meta_request,
-    decode_option_head, encode_greeting, encode_info_block_size, encode_info_export, encode_info_string,
-    encode_meta_context, encode_server, info, option, put_option_reply, reply, transmission_flag,
+    CLIENT_FLAGS_BYTES, EXPORT_NAME_PADDING_BYTES, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, InfoRequest,
+    OPTION_HEAD_BYTES, decode_client_flags, decode_info_request, decode_meta_request, decode_option_head,
+    encode_greeting, encode_info_block_size, encode_info_export, encode_info_string, encode_meta_context,
+    encode_server, info, option, put_option_reply, reply, transmission_flag,
 };
 use super::wire::transmission::{PAYLOAD_BYTES_MAX, Style};
 use super::wire::{Decoded, STRING_BYTES_MAX, shortened, string};
-use super::{ExportEntry, ExportSource};
+use super::{Contexts, ExportEntry, ExportSource};
 use crate::array::service::BlockService;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::ByteCount;
@@ -23,9 +23,6 @@ pub const OPTION_DATA_BYTES_MAX: usize = 64 << 10;
 
 /// The most options in one handshake; a client that sends more is cut off.
 const OPTIONS_MAX: u32 = 4096;
-
-/// Number that stands for `base:allocation` in requests and replies.
-pub const ALLOCATION_CONTEXT: u32 = 1;
 
 const MINIMUM_BLOCK_BYTES: u32 = 1;
 const PREFERRED_BLOCK_BYTES: u32 = 4096;
@@ -43,8 +40,8 @@ pub struct Negotiated {
     pub read_only: bool,
     /// The form of requests and replies.
     pub style: Style,
-    /// Whether BLOCK_STATUS may be asked, for `base:allocation`.
-    pub allocation: bool,
+    /// What BLOCK_STATUS may be asked for.
+    pub contexts: Contexts,
 }
 
 /// What one step of the handshake did.
@@ -66,8 +63,8 @@ pub struct Handshake {
     no_zeroes: bool,
     structured: bool,
     extended: bool,
-    /// The export for which `base:allocation` was chosen, by its own name.
-    allocation_of: Option<String>,
+    /// The export for which contexts were chosen, by its own name, and which.
+    contexts_of: Option<(String, Contexts)>,
     options: u32,
 }
 
@@ -204,7 +201,7 @@ impl Handshake {
         let set = number == option::SET_META_CONTEXT;
         if set {
             // What was chosen before is gone even where this request fails.
-            self.allocation_of = None;
+            self.contexts_of = None;
         }
         let Some(request) = decode_meta_request(data) else {
             return answer.refuse(reply::ERR_INVALID, "the query for contexts is not well formed");
@@ -216,13 +213,13 @@ impl Handshake {
             Ok(found) => found,
             Err(error) => return answer.refuse_export(&error),
         };
-        let listed = !set && (request.no_queries || request.base_wildcard);
-        if listed || request.names_allocation {
-            let id = if set { ALLOCATION_CONTEXT } else { 0 };
-            answer.put(reply::META_CONTEXT, &encode_meta_context(id, BASE_ALLOCATION));
-        }
-        if set && request.names_allocation {
-            self.allocation_of = Some(entry.name);
+        let mut put =
+            |number, name: &str| answer.put(reply::META_CONTEXT, &encode_meta_context(number, name));
+        if set {
+            let contexts = Contexts::choose(&request, &entry.name, exports, put);
+            self.contexts_of = Some((entry.name, contexts));
+        } else {
+            Contexts::list(&request, &entry.name, exports, |name| put(0, name));
         }
         answer.ack();
     }
@@ -235,9 +232,10 @@ impl Handshake {
         } else {
             Style::Simple
         };
-        let allocation = self.allocation_of.as_ref() == Some(&entry.name);
+        let contexts = self.contexts_of.as_ref().filter(|(export, _)| *export == entry.name);
+        let contexts = contexts.map(|(_, contexts)| contexts.clone()).unwrap_or_default();
         let (size, read_only) = (service.size(), service.read_only());
-        Negotiated { name: entry.name, service, size, read_only, style, allocation }
+        Negotiated { name: entry.name, service, size, read_only, style, contexts }
     }
 }
 
@@ -260,7 +258,7 @@ impl Negotiated {
         if self.style != Style::Simple {
             flags |= flag::SEND_DF;
         }
-        if self.style == Style::Extended && self.allocation {
+        if self.style == Style::Extended && !self.contexts.is_empty() {
             flags |= flag::BLOCK_STATUS_PAYLOAD;
         }
         flags
@@ -298,6 +296,7 @@ impl Answer<'_> {
             ErrorKind::NotPrimary | ErrorKind::NoQuorum | ErrorKind::Unreachable => reply::ERR_SHUTDOWN,
             ErrorKind::Exists
             | ErrorKind::Busy
+            | ErrorKind::Changed
             | ErrorKind::NoSpace
             | ErrorKind::Corrupt
             | ErrorKind::Device

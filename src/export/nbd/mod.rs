@@ -16,8 +16,8 @@
 
 mod budget;
 pub mod client;
-mod clock;
 mod connection;
+mod contexts;
 mod errors;
 mod execute;
 mod group;
@@ -34,13 +34,15 @@ mod workers;
 
 use std::sync::Arc;
 
-use crate::array::service::BlockService;
-use crate::error::Result;
+use crate::array::service::{BlockService, ChangeSource};
+use crate::error::{Error, ErrorKind, Result};
+use crate::export::clock;
 
 pub use budget::REQUEST_BUDGET_MIN;
+pub use contexts::Contexts;
 pub use errors::Errno;
-pub use server::{Listener, Server, ServerOptions};
-pub use statistics::{LATENCY_BOUNDS_MICROS, NbdStatistics, Operation, OperationStatistics};
+pub use server::{Listener, Server, ServerOptions, SocketPath, check_socket_path};
+pub use statistics::{NbdStatistics, Operation};
 
 /// One line of the list of exports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,4 +65,18 @@ pub trait ExportSource: Send + Sync {
     /// # Errors
     /// `NotFound`; what else keeps it from being served, such as `NotPrimary`.
     fn open(&self, name: &str) -> Result<Arc<dyn BlockService>>;
+
+    /// The names of the snapshots that the export of that name can be compared with.
+    fn snapshots(&self, _export: &str) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// What the export holds otherwise than a snapshot: of the same volume by name or id, of another one as
+    /// `VOLUME@SNAPSHOT`.
+    ///
+    /// # Errors
+    /// `NotFound`; what else keeps them from being compared.
+    fn changes(&self, _export: &str, since: &str) -> Result<Arc<dyn ChangeSource>> {
+        Err(Error::new(ErrorKind::NotFound, format!("there is no snapshot {since} to compare with")))
+    }
 }

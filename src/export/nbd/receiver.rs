@@ -9,7 +9,6 @@ use super::connection::Connection;
 use super::errors::Errno;
 use super::execute::Work;
 use super::group::Group;
-use super::handshake::ALLOCATION_CONTEXT;
 use super::request::{Refusal, Request, admit, admit_range, operation_of};
 use super::socket::Received;
 use super::statistics::Operation;
@@ -89,6 +88,8 @@ pub(super) struct Receiver {
     incoming: Option<Incoming>,
     /// A payload to be thrown away, and the refusal that follows it.
     skipped: Option<Skipped>,
+    /// The last request came with a payload of its own: the next one probably does.
+    payload_expected: bool,
     closed: bool,
     pub(super) group: Group,
     /// Requests in the group before.
@@ -126,6 +127,7 @@ impl Receiver {
             unparsed: !received.is_empty(),
             incoming: None,
             skipped: None,
+            payload_expected: false,
             closed: false,
             group: Group::new(BASE_BYTES),
             last_group: 0,
@@ -280,7 +282,10 @@ impl Connection {
             return received;
         }
         rx.make_room();
-        let received = self.socket.receive(&mut rx.bytes[rx.end..], wait);
+        // What of a large payload comes into this buffer must be copied out of it again.
+        let only_head = rx.payload_expected && rx.start == rx.end;
+        let until = if only_head { self.export.style.request_bytes() } else { rx.bytes.len() };
+        let received = self.socket.receive(&mut rx.bytes[rx.end..until], wait);
         if let Received::Bytes(count) = received {
             rx.end += count;
             if rx.end == rx.bytes.len() {
@@ -350,9 +355,11 @@ impl Connection {
             cookie: head.cookie,
             offset: head.offset,
             length: head.length,
+            contexts: self.export.contexts.all(),
             received: rx.group.received,
         };
         let payload = usize::try_from(payload).expect("admitted payloads are no longer than 32 MiB");
+        rx.payload_expected = payload as u64 >= LARGE_BYTES;
         if payload as u64 >= LARGE_BYTES || head_bytes + payload > rx.bytes.len() {
             return self.begin_payload(rx, request, role);
         }
@@ -360,14 +367,15 @@ impl Connection {
             return Next::Incomplete;
         };
         if operation == Operation::BlockStatus && payload > 0 {
-            let chosen = decode_status_payload(data).filter(|(_, context)| *context == ALLOCATION_CONTEXT);
+            let chosen = decode_status_payload(data)
+                .and_then(|(length, numbers)| Some((length, self.export.contexts.some(&numbers)?)));
             let invalid =
-                Refusal { errno: Errno::Invalid, message: "not a choice of the one context there is" };
-            let range = chosen.ok_or(invalid).and_then(|(length, _)| {
-                admit_range(operation, head.offset, length, &self.export).map(|()| length)
+                Refusal { errno: Errno::Invalid, message: "not a choice of the contexts there are" };
+            let range = chosen.ok_or(invalid).and_then(|(length, contexts)| {
+                admit_range(operation, head.offset, length, &self.export).map(|()| (length, contexts))
             });
             match range {
-                Ok(length) => request.length = length,
+                Ok((length, contexts)) => (request.length, request.contexts) = (length, contexts),
                 Err(refusal) => {
                     self.refuse(rx, role, request.reply_to(style), Some(operation), refusal);
                     return Next::Taken(head_bytes + payload);

@@ -4,13 +4,17 @@
 
 use std::time::Instant;
 
+use super::contexts::{Choice, Contexts};
 use super::errors::Errno;
 use super::handshake::Negotiated;
 use super::statistics::Operation;
 use super::wire::transmission::{PAYLOAD_BYTES_MAX, ReplyTo, RequestHead, Style, command, command_flag};
 
-/// Bytes of the payload of a BLOCK_STATUS that chooses its one context.
-pub(super) const STATUS_PAYLOAD_BYTES: u64 = 12;
+/// Whether the payload of a BLOCK_STATUS may be of this length: a length, and the numbers of one to all of the
+/// contexts that were chosen.
+fn is_status_payload(bytes: u64, contexts: &Contexts) -> bool {
+    (8 + 4..=8 + 4 * contexts.len() as u64).contains(&bytes) && bytes.is_multiple_of(4)
+}
 
 /// A request that was admitted: its range lies within the export.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +26,8 @@ pub(super) struct Request {
     pub(super) offset: u64,
     /// In bytes.
     pub(super) length: u64,
+    /// Of a BLOCK_STATUS, the contexts that it is about.
+    pub(super) contexts: Choice,
     pub(super) received: Instant,
 }
 
@@ -81,11 +87,11 @@ pub(super) fn admit(head: &RequestHead, export: &Negotiated) -> Result<Operation
             return refuse(Errno::Invalid, "a flush has neither offset nor length");
         }
         Operation::Flush => return Ok(operation),
-        Operation::BlockStatus if !export.allocation => {
+        Operation::BlockStatus if export.contexts.is_empty() => {
             return refuse(Errno::Invalid, "no metadata context was chosen");
         }
-        Operation::BlockStatus if payload && head.length != STATUS_PAYLOAD_BYTES => {
-            return refuse(Errno::Invalid, "not a choice of the one context there is");
+        Operation::BlockStatus if payload && !is_status_payload(head.length, &export.contexts) => {
+            return refuse(Errno::Invalid, "not a choice of the contexts there are");
         }
         Operation::BlockStatus if payload => return Ok(operation),
         Operation::Read if head.length > u64::from(PAYLOAD_BYTES_MAX) => {

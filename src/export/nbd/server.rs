@@ -20,6 +20,7 @@ use super::socket::{Received, Socket};
 use super::statistics::NbdStatistics;
 use super::watch::{self, Watch};
 use super::workers::{self, WorkQueue};
+use crate::array::service::BlockService;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::{Condition, Mutex};
 use crate::units::ByteCount;
@@ -92,10 +93,12 @@ impl Listener {
     /// it cannot be bound for another reason.
     pub fn unix(path: &Path) -> Result<Listener> {
         let shown = path.display();
-        remove_stale_socket(path)?;
-        let failed = |error: io::Error| {
-            Error::caused(ErrorKind::Invalid, format!("cannot listen for NBD on {shown}"), error)
-        };
+        let failed = |error: io::Error| cannot_listen(path, error);
+        if check_socket_path(path)? == SocketPath::Stale {
+            std::fs::remove_file(path).map_err(|error| {
+                Error::caused(ErrorKind::Invalid, format!("cannot replace {shown}"), error)
+            })?;
+        }
         let listener = UnixListener::bind(path).map_err(failed)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(UNIX_SOCKET_MODE)).map_err(failed)?;
         let metadata = std::fs::symlink_metadata(path).map_err(failed)?;
@@ -146,17 +149,39 @@ impl Drop for SocketFile {
     }
 }
 
-fn remove_stale_socket(path: &Path) -> Result<()> {
+/// What lies where a Unix socket is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketPath {
+    /// Nothing.
+    Free,
+    /// A socket at which nobody listens any more.
+    Stale,
+}
+
+/// Whether a server can listen on a Unix socket at `path`, as far as that shows without changing anything.
+///
+/// # Errors
+/// `Exists` when something else than a socket is there; `Busy` when another server listens there; `Invalid`
+/// when the path is too long, or its directory is missing.
+pub fn check_socket_path(path: &Path) -> Result<SocketPath> {
     let shown = path.display();
-    let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    std::os::unix::net::SocketAddr::from_pathname(path).map_err(|error| cannot_listen(path, error))?;
+    let Ok(metadata) = std::fs::symlink_metadata(path) else {
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        std::fs::metadata(directory.unwrap_or(Path::new("."))).map_err(|error| cannot_listen(path, error))?;
+        return Ok(SocketPath::Free);
+    };
     if !metadata.file_type().is_socket() {
         return Err(Error::new(ErrorKind::Exists, format!("{shown} exists and is not a socket")));
     }
     match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)
-            .map_err(|error| Error::caused(ErrorKind::Invalid, format!("cannot replace {shown}"), error)),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(SocketPath::Stale),
         _ => Err(Error::new(ErrorKind::Busy, format!("another server listens on {shown}"))),
     }
+}
+
+fn cannot_listen(path: &Path, error: io::Error) -> Error {
+    Error::caused(ErrorKind::Invalid, format!("cannot listen for NBD on {}", path.display()), error)
 }
 
 /// A running server.
@@ -185,11 +210,16 @@ struct Open {
 struct Entry {
     socket: Arc<Socket>,
     stopping: Arc<AtomicBool>,
-    /// The export's own name, once the handshake is over.
-    export: Option<String>,
+    /// The export's own name and what serves it, once the handshake is over.
+    export: Option<(String, Arc<dyn BlockService>)>,
 }
 
 impl Entry {
+    /// Whether the connection has an export, and that is as asked for.
+    fn serves(&self, wanted: impl FnOnce(&str, &dyn BlockService) -> bool) -> bool {
+        self.export.as_ref().is_some_and(|(name, service)| wanted(name, &**service))
+    }
+
     /// Lets the connection end after the requests it has received.
     fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
@@ -257,7 +287,7 @@ impl Server {
     #[must_use]
     pub fn connections_to(&self, export: &str) -> usize {
         let open = self.inner.open.lock();
-        open.connections.values().filter(|entry| entry.export.as_deref() == Some(export)).count()
+        open.connections.values().filter(|entry| entry.serves(|name, _| name == export)).count()
     }
 
     /// Lets all clients of an export go, after the requests that have been received from them.
@@ -266,8 +296,25 @@ impl Server {
         let open = self.inner.open.lock();
         open.connections
             .values()
-            .filter(|entry| entry.export.as_deref() == Some(export))
+            .filter(|entry| entry.serves(|name, _| name == export))
             .for_each(Entry::stop);
+    }
+
+    /// Lets all clients go whose export has been deleted. Returns without waiting for it.
+    pub fn disconnect_deleted(&self) {
+        self.disconnector()();
+    }
+
+    /// The same as a function that may outlive the server, and then does nothing.
+    pub fn disconnector(&self) -> impl Fn() + Send + Sync + use<> {
+        let inner = Arc::downgrade(&self.inner);
+        move || {
+            let Some(inner) = inner.upgrade() else { return };
+            let open = inner.open.lock();
+            let gone =
+                open.connections.values().filter(|entry| entry.serves(|_, service| service.is_deleted()));
+            gone.for_each(Entry::stop);
+        }
     }
 
     /// Stops accepting, lets the requests in flight finish for at most `limit`, and closes all
@@ -408,7 +455,7 @@ impl Inner {
                         input.drain(..bytes);
                         // Before the client hears of it: from then on it counts as connected.
                         if let Some(entry) = self.open.lock().connections.get_mut(&id) {
-                            entry.export = Some(negotiated.name.clone());
+                            entry.export = Some((negotiated.name.clone(), Arc::clone(&negotiated.service)));
                         }
                         break Some(negotiated);
                     }

@@ -7,6 +7,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::error::{Error, ErrorKind, Result};
 use crate::units::{BlockId, ByteCount, Fingerprint};
 
 const SLOTS_PER_BUCKET: usize = 8;
@@ -33,12 +34,23 @@ pub(crate) struct FingerprintIndex {
 
 impl FingerprintIndex {
     /// An empty index within `budget`; of at least one bucket.
-    pub(crate) fn new(budget: ByteCount) -> FingerprintIndex {
+    ///
+    /// # Errors
+    /// `NoSpace` where the host has not that much memory.
+    pub(crate) fn new(budget: ByteCount) -> Result<FingerprintIndex> {
         let buckets = (budget.0 / 64).max(1);
-        let slots = usize::try_from(buckets).expect("bounded by memory") * SLOTS_PER_BUCKET;
+        let slots = usize::try_from(buckets).unwrap_or(usize::MAX).saturating_mul(SLOTS_PER_BUCKET);
+        // Zeroed memory cannot be asked for with the chance of a refusal, so it is asked for as it comes, and
+        // given back.
+        let mut trial: Vec<u64> = Vec::new();
+        trial.try_reserve_exact(slots).map_err(|error| {
+            let what = format!("making a fingerprint index of {}", budget.rounded());
+            Error::caused(ErrorKind::NoSpace, what, error)
+        })?;
+        drop(std::hint::black_box(trial));
         // A vector of plain zeros comes from the system untouched, and collecting it in place leaves it so:
         // memory that no hint has reached is not resident.
-        FingerprintIndex { slots: vec![0u64; slots].into_iter().map(AtomicU64::new).collect(), buckets }
+        Ok(FingerprintIndex { slots: vec![0u64; slots].into_iter().map(AtomicU64::new).collect(), buckets })
     }
 
     /// Bytes that it takes.
@@ -131,7 +143,7 @@ mod tests {
 
     #[test]
     fn index_remembers_and_forgets() {
-        let index = FingerprintIndex::new(ByteCount(1 << 16));
+        let index = FingerprintIndex::new(ByteCount(1 << 16)).unwrap();
         for number in 0..1000 {
             index.remember(&print(number), BlockId(number));
         }
@@ -143,8 +155,15 @@ mod tests {
     }
 
     #[test]
+    fn more_than_there_is_memory_is_refused() {
+        for budget in [1 << 60, u64::MAX] {
+            assert_eq!(FingerprintIndex::new(ByteCount(budget)).unwrap_err().kind(), ErrorKind::NoSpace);
+        }
+    }
+
+    #[test]
     fn offered_hints_displace_nothing() {
-        let index = FingerprintIndex::new(ByteCount(64));
+        let index = FingerprintIndex::new(ByteCount(64)).unwrap();
         index.remember(&print(1), BlockId(1));
         assert_eq!(index.offer(&print(1), BlockId(2)), Offered::Known);
         for number in 2..9 {
@@ -156,7 +175,7 @@ mod tests {
 
     #[test]
     fn full_index_keeps_its_size_and_the_newest() {
-        let index = FingerprintIndex::new(ByteCount(64));
+        let index = FingerprintIndex::new(ByteCount(64)).unwrap();
         for number in 0..100 {
             index.remember(&print(number), BlockId(number));
             assert_eq!(index.probe(&print(number)), Some(BlockId(number)));

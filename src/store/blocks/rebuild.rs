@@ -101,7 +101,11 @@ impl Store {
     }
 
     /// Reads a page as it was stored, without keeping it; `None` where it is damaged or has moved meanwhile.
-    fn read_past_cache(&self, key: PageKey, pointer: &PagePointer) -> Option<Box<[u8; PAGE_BYTES]>> {
+    pub(crate) fn read_past_cache(
+        &self,
+        key: PageKey,
+        pointer: &PagePointer,
+    ) -> Option<Box<[u8; PAGE_BYTES]>> {
         let mut stored = vec![0u8; usize::from(pointer.location.len)];
         self.read_location(pointer.location, &mut stored).ok()?;
         decode_page(&stored, key, pointer, self.short_id()).map(|(_, page)| page)

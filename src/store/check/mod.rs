@@ -37,6 +37,8 @@ pub struct CheckReport {
     pub faults: Vec<Fault>,
     /// Faults beyond those.
     pub faults_more: u64,
+    /// Whether the log is among what is damaged: no repair mends it, and only giving up what it held helps.
+    pub log_is_damaged: bool,
     /// What a repair has put right or given up, at most `FAULTS_MAX` of it; `faults` is what is left then.
     pub repairs: Vec<Fault>,
     /// Repairs beyond those.
@@ -72,6 +74,7 @@ pub fn check(
         CheckMode::AfterRecovery => {
             let (store, report) = Store::open(devices, options, environment)?;
             let mut found = store.verify(progress)?;
+            found.log_is_damaged = !report.damage.is_empty();
             found.faults.extend(report.damage.into_iter().map(|what| Fault { what }));
             Ok(found)
         }

@@ -57,8 +57,10 @@ impl Appender {
 /// Which of the appenders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stream {
-    /// Moved blocks.
+    /// Blocks moved out of log segments.
     Moved,
+    /// Blocks moved again, and long-lived ones that make room for wear.
+    Cold,
     /// Pages and roots.
     Metadata,
     /// Their second copies.
@@ -70,6 +72,7 @@ impl Core {
     pub(crate) fn appender(&mut self, stream: Stream) -> &mut Appender {
         match stream {
             Stream::Moved => &mut self.moved,
+            Stream::Cold => &mut self.cold,
             Stream::Metadata => &mut self.metadata,
             Stream::MetadataCopy => &mut self.metadata_copy,
         }
@@ -86,10 +89,12 @@ impl Core {
         if self.appender(stream).room(segment_bytes) >= len + PAGE_HEADER_BYTES {
             return Ok(());
         }
-        self.prepare_segment(keep)?;
+        // Metadata goes round in a few segments: they rest only where data that lies for long takes them.
+        let rest = stream == Stream::Cold && (self.levelling || self.segments.free_have_drifted());
+        self.prepare_segment(keep, rest)?;
         self.end_append_segment(stream);
         let kind = self.appender(stream).kind;
-        let segment = self.take_segment(kind);
+        let segment = self.take_segment(kind, rest);
         let header = self.segment_header(segment, segment);
         let chain = crate::format::checksum(&header);
         let appender = self.appender(stream);
@@ -125,7 +130,7 @@ impl Core {
         if gap == 0 {
             return;
         }
-        if stream == Stream::Moved {
+        if matches!(stream, Stream::Moved | Stream::Cold) {
             appender.tail += u32::try_from(gap).expect("below 4096");
             return;
         }

@@ -3,3 +3,5 @@
 pub(crate) mod appender;
 pub(crate) mod open_log;
 pub(crate) mod segments;
+pub(crate) mod victims;
+pub(crate) mod wear;

@@ -302,18 +302,19 @@ impl Core {
         {
             return Ok(());
         }
-        self.prepare_segment(keep)
+        self.prepare_segment(keep, false)
     }
 
-    /// Makes sure that a segment can be taken and `keep` stay free.
+    /// Makes sure that a segment can be taken and `keep` stay free; `rest` says that what it is for will lie there
+    /// for long.
     ///
     /// # Errors
     /// A stall while that is not so.
-    pub(crate) fn prepare_segment(&mut self, keep: usize) -> Result<(), Stall> {
+    pub(crate) fn prepare_segment(&mut self, keep: usize, rest: bool) -> Result<(), Stall> {
         if self.segments.free() <= keep {
             return Err(Stall::Room(Room::Segments));
         }
-        match self.segments.next_free() {
+        match self.segments.next_free(rest) {
             Allotment::Ready(_) => Ok(()),
             Allotment::NeedsRoom(segment) => Err(Stall::Allocate(segment)),
             Allotment::None => Err(Stall::Room(Room::Segments)),
@@ -321,8 +322,8 @@ impl Core {
     }
 
     /// Takes the next free segment, which `prepare_segment` has made sure of.
-    pub(crate) fn take_segment(&mut self, kind: SegmentKind) -> SegmentId {
-        let Allotment::Ready(segment) = self.segments.next_free() else {
+    pub(crate) fn take_segment(&mut self, kind: SegmentKind, rest: bool) -> SegmentId {
+        let Allotment::Ready(segment) = self.segments.next_free(rest) else {
             panic!("prepare_segment has made sure of a free segment");
         };
         self.segments.take(segment, kind, self.next_sequence);
@@ -363,7 +364,7 @@ impl Core {
         if !self.log.fits_open_batch(frame_len, segment_bytes) {
             self.log.close_batch();
             if !self.log.fits_segment(frame_len, segment_bytes) {
-                let behind = self.take_segment(SegmentKind::Log);
+                let behind = self.take_segment(SegmentKind::Log, false);
                 let LogPosition { segment, successor, .. } = self.log.position;
                 self.segments.close(segment);
                 self.enter_segment(successor, behind);

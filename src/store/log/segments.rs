@@ -9,7 +9,13 @@ use crate::format::root::SegmentChange;
 use crate::format::segment::{SegmentHeader, SegmentKind};
 use crate::units::SegmentId;
 
+use super::victims::{DEGREES, Standing, Victims};
+use super::wear::{Wear, WearTally};
+
 use rustc_hash::FxHashMap;
+
+/// Segments that one look for a rested one passes over.
+const LOOKS: u32 = 65_536;
 
 /// Whether a segment may change hands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,9 +35,18 @@ struct Segment {
     readers: u32,
 }
 
+/// How far the search for the full segment that is worn least has come.
+#[derive(Clone, Copy, Debug, Default)]
+struct Search {
+    cursor: u32,
+    /// Erase count and number.
+    best: Option<(u32, u32)>,
+}
+
 /// The segment table.
 #[derive(Debug)]
 pub(crate) struct SegmentTable {
+    segment_bytes: u32,
     segments: Vec<Segment>,
     /// Free and with room set aside on the host: by wear.
     free_written: BTreeSet<(u32, u32)>,
@@ -40,6 +55,13 @@ pub(crate) struct SegmentTable {
     dirty_pages: BTreeSet<u64>,
     live_bytes: u64,
     open: usize,
+    victims: Victims,
+    wear: WearTally,
+    search: Search,
+    /// Live bytes of pages, roots and their copies.
+    metadata_bytes: u64,
+    /// The host had no room for a segment when it was asked last.
+    host_is_full: bool,
     /// What the checkpoint under way has done to segments since its picture was taken.
     since_picture: Option<FxHashMap<u32, i64>>,
 }
@@ -56,16 +78,24 @@ pub(crate) enum Allotment {
 }
 
 impl SegmentTable {
-    /// A table of `count` segments, all free, none with room on the host.
-    pub(crate) fn new(count: u32) -> SegmentTable {
+    /// A table of `count` segments of `segment_bytes` each, all free, none with room on the host.
+    pub(crate) fn new(count: u32, segment_bytes: u32) -> SegmentTable {
         let blank = Segment { entry: SegmentEntry::default(), usage: Use::Free, readers: 0 };
+        let mut wear = WearTally::default();
+        (0..count).for_each(|_| wear.add(0));
         SegmentTable {
+            segment_bytes,
             segments: vec![blank; count as usize],
             free_written: BTreeSet::new(),
             free_punched: (0..count).map(|segment| (0, segment)).collect(),
             dirty_pages: BTreeSet::new(),
             live_bytes: 0,
             open: 0,
+            victims: Victims::new(),
+            wear,
+            search: Search::default(),
+            metadata_bytes: 0,
+            host_is_full: false,
             since_picture: None,
         }
     }
@@ -95,9 +125,22 @@ impl SegmentTable {
         (0..).map(SegmentId).zip(self.segments.iter().map(|segment| &segment.entry))
     }
 
-    fn touch(&mut self, segment: SegmentId) -> &mut Segment {
+    fn touch(&mut self, segment: SegmentId) {
         self.dirty_pages.insert(u64::from(segment.0) / SEGMENT_ENTRIES_PER_PAGE);
-        &mut self.segments[segment.0 as usize]
+    }
+
+    /// Changes a segment, and what is known of all of them with it.
+    fn change<T>(&mut self, segment: SegmentId, change: impl FnOnce(&mut Segment) -> T) -> T {
+        let slot = &mut self.segments[segment.0 as usize];
+        let (standing, entry) = (slot.standing(self.segment_bytes), slot.entry);
+        let outcome = change(slot);
+        self.victims.moved(segment, standing, slot.standing(self.segment_bytes));
+        self.wear.change(entry.erases, slot.entry.erases);
+        let (before, after) = (entry.live_metadata(), slot.entry.live_metadata());
+        self.metadata_bytes = self.metadata_bytes.wrapping_sub(before).wrapping_add(after);
+        let (before, after) = (u64::from(entry.live_bytes), u64::from(slot.entry.live_bytes));
+        self.live_bytes = self.live_bytes.wrapping_sub(before).wrapping_add(after);
+        outcome
     }
 
     /// Adds to (or takes from) the live bytes of a segment.
@@ -105,10 +148,11 @@ impl SegmentTable {
     /// # Panics
     /// When they would fall below zero: something was let go of twice.
     pub(crate) fn add_live(&mut self, segment: SegmentId, delta: i64) {
-        let entry = &mut self.touch(segment).entry;
-        entry.live_bytes = u32::try_from(i64::from(entry.live_bytes) + delta)
-            .expect("live bytes of a segment never fall below zero nor grow beyond it");
-        self.live_bytes = self.live_bytes.wrapping_add_signed(delta);
+        self.touch(segment);
+        self.change(segment, |slot| {
+            slot.entry.live_bytes = u32::try_from(i64::from(slot.entry.live_bytes) + delta)
+                .expect("live bytes of a segment never fall below zero nor grow beyond it");
+        });
     }
 
     /// Like `add_live`, by the checkpoint under way, behind its own picture.
@@ -120,25 +164,46 @@ impl SegmentTable {
     }
 
     /// The next segment to be taken: least worn first, and one that the host has room for already before one
-    /// that it must find room for.
-    pub(crate) fn next_free(&self) -> Allotment {
-        if let Some((_, segment)) = self.free_written.first() {
-            return Allotment::Ready(SegmentId(*segment));
+    /// that it must find room for, unless that one is much less worn. What is to `rest`, because it will lie there
+    /// for long, gets the most worn of those that the host has room for.
+    pub(crate) fn next_free(&self, rest: bool) -> Allotment {
+        let written = if rest { self.free_written.last() } else { self.free_written.first() };
+        let ready = |(_, segment): &(u32, u32)| Allotment::Ready(SegmentId(*segment));
+        let punched = |(_, segment): &(u32, u32)| Allotment::NeedsRoom(SegmentId(*segment));
+        match (written, self.free_punched.first()) {
+            (Some(one), Some(other)) => {
+                let drifted = one.0 > other.0.saturating_add(self.wear.drift_allowed());
+                if drifted && !rest && !self.host_is_full { punched(other) } else { ready(one) }
+            }
+            (Some(one), None) => ready(one),
+            (None, Some(other)) => punched(other),
+            (None, None) => Allotment::None,
         }
-        match self.free_punched.first() {
-            Some((_, segment)) => Allotment::NeedsRoom(SegmentId(*segment)),
-            None => Allotment::None,
-        }
+    }
+
+    /// Whether the free segments with room on the host are worn unevenly.
+    pub(crate) fn free_have_drifted(&self) -> bool {
+        let ends = self.free_written.first().zip(self.free_written.last());
+        ends.is_some_and(|(least, most)| most.0 > least.0.saturating_add(self.wear.drift_allowed()))
     }
 
     /// The host has set room aside for a free segment.
     pub(crate) fn room_found(&mut self, segment: SegmentId) {
-        let slot = self.touch(segment);
-        slot.entry.allocated = true;
-        let key = (slot.entry.erases, segment.0);
-        if self.free_punched.remove(&key) {
-            self.free_written.insert(key);
+        self.touch(segment);
+        self.host_is_full = false;
+        let erases = self.change(segment, |slot| {
+            slot.entry.allocated = true;
+            slot.entry.erases
+        });
+        if self.free_punched.remove(&(erases, segment.0)) {
+            self.free_written.insert((erases, segment.0));
         }
+    }
+
+    /// The host has no room for a segment; whether another is free that needs none.
+    pub(crate) fn host_is_full(&mut self) -> bool {
+        self.host_is_full = true;
+        !self.free_written.is_empty()
     }
 
     /// Takes a free segment; its erase count, this use included.
@@ -147,36 +212,40 @@ impl SegmentTable {
         let was_free = self.free_written.remove(&worn) | self.free_punched.remove(&worn);
         assert!(was_free, "segment {segment} is taken while it is in use");
         self.open += 1;
-        let slot = self.touch(segment);
-        slot.usage = Use::Open;
-        slot.entry.kind = kind;
-        slot.entry.sequence = sequence;
-        slot.entry.allocated = true;
-        slot.entry.erases = slot.entry.erases.saturating_add(1);
-        let erases = slot.entry.erases;
+        self.touch(segment);
         if let Some(changes) = &mut self.since_picture {
             changes.entry(segment.0).or_default();
         }
-        erases
+        self.change(segment, |slot| {
+            slot.usage = Use::Open;
+            slot.entry.kind = kind;
+            slot.entry.sequence = sequence;
+            slot.entry.allocated = true;
+            slot.entry.erases = slot.entry.erases.saturating_add(1);
+            slot.entry.erases
+        })
     }
 
     /// Nothing is added to the segment any more.
     pub(crate) fn close(&mut self, segment: SegmentId) {
-        let slot = &mut self.segments[segment.0 as usize];
-        if slot.usage == Use::Open {
-            slot.usage = Use::Full;
-            self.open -= 1;
-        }
+        let was_open = self.change(segment, |slot| {
+            let open = slot.usage == Use::Open;
+            if open {
+                slot.usage = Use::Full;
+            }
+            open
+        });
+        self.open -= usize::from(was_open);
     }
 
     /// Segments that are full and that nothing refers to.
     pub(crate) fn empty_ones(&self) -> Vec<SegmentId> {
-        (0..)
-            .map(SegmentId)
-            .zip(&self.segments)
-            .filter(|(_, segment)| segment.usage == Use::Full && segment.entry.live_bytes == 0)
-            .map(|(id, _)| id)
-            .collect()
+        self.victims.empty().collect()
+    }
+
+    /// How many segments are full while nothing refers to them.
+    pub(crate) fn empty_count(&self) -> usize {
+        self.victims.empty().len()
     }
 
     /// Lets go of a full, empty segment; `false` while a read still holds it.
@@ -185,22 +254,26 @@ impl SegmentTable {
         if slot.readers > 0 || slot.usage != Use::Full || slot.entry.live_bytes > 0 {
             return false;
         }
-        let slot = self.touch(segment);
-        slot.usage = Use::Free;
-        slot.entry.kind = SegmentKind::Free;
-        slot.entry.damaged = false;
-        let key = (slot.entry.erases, segment.0);
-        if slot.entry.allocated {
-            self.free_written.insert(key);
-        } else {
-            self.free_punched.insert(key);
-        }
+        self.touch(segment);
+        let entry = self.change(segment, |slot| {
+            slot.usage = Use::Free;
+            slot.entry.kind = SegmentKind::Free;
+            slot.entry.damaged = false;
+            slot.entry
+        });
+        self.add_free(segment, &entry);
         true
     }
 
-    /// Free segments with room on the host beyond `keep`: to be given back to it.
-    pub(crate) fn to_punch(&self, keep: usize) -> Vec<SegmentId> {
-        let surplus = self.free_written.len().saturating_sub(keep);
+    fn add_free(&mut self, segment: SegmentId, entry: &SegmentEntry) {
+        let free = if entry.allocated { &mut self.free_written } else { &mut self.free_punched };
+        free.insert((entry.erases, segment.0));
+    }
+
+    /// Free segments with room on the host beyond `keep`, at most `count_max` of them: to be given back to it, the
+    /// most worn first.
+    pub(crate) fn to_punch(&self, keep: usize, count_max: usize) -> Vec<SegmentId> {
+        let surplus = self.free_written.len().saturating_sub(keep).min(count_max);
         self.free_written.iter().rev().take(surplus).map(|(_, segment)| SegmentId(*segment)).collect()
     }
 
@@ -209,7 +282,8 @@ impl SegmentTable {
         let key = (self.entry(segment).erases, segment.0);
         let free = self.free_written.remove(&key);
         if free {
-            self.touch(segment).entry.allocated = false;
+            self.touch(segment);
+            self.change(segment, |slot| slot.entry.allocated = false);
         }
         free
     }
@@ -218,6 +292,7 @@ impl SegmentTable {
     pub(crate) fn punched(&mut self, segment: SegmentId) {
         let key = (self.entry(segment).erases, segment.0);
         self.free_punched.insert(key);
+        self.host_is_full = false;
     }
 
     /// A page of this table is to be written with the next checkpoint.
@@ -229,7 +304,8 @@ impl SegmentTable {
 
     /// Something in the segment cannot be read: collection leaves it alone.
     pub(crate) fn mark_damaged(&mut self, segment: SegmentId) {
-        self.touch(segment).entry.damaged = true;
+        self.touch(segment);
+        self.change(segment, |slot| slot.entry.damaged = true);
     }
 
     /// Keeps a segment from being reused while it is read.
@@ -242,15 +318,67 @@ impl SegmentTable {
         self.segments[segment.0 as usize].readers -= 1;
     }
 
-    /// Full segments that collection may look at.
-    pub(crate) fn candidates(&self) -> impl Iterator<Item = (SegmentId, &SegmentEntry)> {
-        (0..)
-            .map(SegmentId)
-            .zip(&self.segments)
-            .filter(|(_, segment)| {
-                segment.usage == Use::Full && !segment.entry.damaged && segment.entry.live_bytes > 0
-            })
-            .map(|(id, segment)| (id, &segment.entry))
+    /// The best victim, of those that `usable` lets pass. Emptying a segment of which a part u is live costs u / (1 - u)
+    /// moved for each byte won, and that price falls while more of it dies: the one whose price falls slowest is
+    /// emptied first, because waiting gains least there. What has died since it was begun tells how fast that goes,
+    /// ln(1/u) / age, so the fall is u ln(1/u) / (age (1 - u)^2). Age is told by the segments begun since; data that was
+    /// moved counts as new where it lies now.
+    pub(crate) fn best_victim(
+        &self,
+        newest: u64,
+        usable: impl Fn(SegmentId) -> bool,
+    ) -> Option<(SegmentId, SegmentKind)> {
+        let score = |segment: SegmentId, sequence: u64| {
+            let used = f64::from(self.entry(segment).live_bytes) / f64::from(self.segment_bytes);
+            let age = (newest.saturating_sub(sequence) + 1) as f64;
+            (1.0 - used) * (1.0 - used) * age / (used * -used.ln())
+        };
+        let scored =
+            self.victims.oldest(usable).map(|(segment, sequence)| (segment, score(segment, sequence)));
+        let best = scored.max_by(|(_, one), (_, other)| one.total_cmp(other));
+        best.map(|(segment, _)| (segment, self.entry(segment).kind))
+    }
+
+    /// A segment of those with the fewest live bytes that `usable` lets pass, if it is below `degree`.
+    pub(crate) fn sparsest(
+        &self,
+        degree: u32,
+        usable: impl Fn(SegmentId, SegmentKind) -> bool,
+    ) -> Option<(SegmentId, SegmentKind)> {
+        let usable = |segment| usable(segment, self.entry(segment).kind);
+        let (segment, _) = self.victims.oldest(usable).next()?;
+        let entry = self.entry(segment);
+        let limit = u64::from(self.segment_bytes) * u64::from(degree) / u64::from(DEGREES);
+        (u64::from(entry.live_bytes) < limit).then_some((segment, entry.kind))
+    }
+
+    /// Goes on with the search for a segment whose data has lain so long that it is worn much less than what would be
+    /// taken next; `None` while the search goes on, and where wear has not drifted apart.
+    pub(crate) fn look_for_rested(&mut self) -> Option<(SegmentId, SegmentKind)> {
+        let next = match self.next_free(false) {
+            Allotment::Ready(segment) | Allotment::NeedsRoom(segment) => self.entry(segment).erases,
+            Allotment::None => return None,
+        };
+        let end = self.search.cursor.saturating_add(LOOKS).min(self.count());
+        for index in self.search.cursor..end {
+            let slot = &self.segments[index as usize];
+            let standing = slot.standing(self.segment_bytes);
+            let found = (slot.entry.erases, index);
+            let better = self.search.best.is_none_or(|best| found < best);
+            if better && matches!(standing, Standing::Live { .. }) {
+                self.search.best = Some(found);
+            }
+        }
+        self.search.cursor = end;
+        if end < self.count() {
+            return None;
+        }
+        let (erases, segment) = std::mem::take(&mut self.search).best?;
+        let segment = SegmentId(segment);
+        let still_there =
+            matches!(self.segments[segment.0 as usize].standing(self.segment_bytes), Standing::Live { .. });
+        let drifted = next > erases.saturating_add(self.wear.drift_allowed());
+        (still_there && drifted).then(|| (segment, self.entry(segment).kind))
     }
 
     /// Segments with anything in them, and how many of those are open.
@@ -301,9 +429,7 @@ impl SegmentTable {
 
     /// Opening: sets an entry as it was stored. `classify` must follow.
     pub(crate) fn restore(&mut self, segment: SegmentId, entry: SegmentEntry) {
-        let slot = &mut self.segments[segment.0 as usize];
-        self.live_bytes = self.live_bytes - u64::from(slot.entry.live_bytes) + u64::from(entry.live_bytes);
-        slot.entry = entry;
+        self.change(segment, |slot| slot.entry = entry);
     }
 
     /// Opening: applies what the checkpoint did behind its own picture; `false` for nonsense.
@@ -331,20 +457,23 @@ impl SegmentTable {
 
     /// Repair: says what a segment is whose entry is gone, after its header; without one it is left alone.
     pub(crate) fn identify(&mut self, segment: SegmentId, header: Option<&SegmentHeader>) {
-        let entry = &mut self.touch(segment).entry;
-        entry.allocated = true;
-        entry.kind = header.map_or(SegmentKind::Log, |header| header.kind);
-        if let Some(header) = header {
-            entry.sequence = header.sequence;
-            entry.erases = header.erases;
-        }
+        self.touch(segment);
+        self.change(segment, |slot| {
+            slot.entry.allocated = true;
+            slot.entry.kind = header.map_or(SegmentKind::Log, |header| header.kind);
+            if let Some(header) = header {
+                slot.entry.sequence = header.sequence;
+                slot.entry.erases = header.erases;
+            }
+        });
     }
 
     /// Repair: nothing unreadable is left in any segment.
     pub(crate) fn clear_damaged(&mut self) {
         for segment in (0..self.count()).map(SegmentId) {
             if self.entry(segment).damaged {
-                self.touch(segment).entry.damaged = false;
+                self.touch(segment);
+                self.change(segment, |slot| slot.entry.damaged = false);
             }
         }
     }
@@ -355,48 +484,65 @@ impl SegmentTable {
         self.free_written.clear();
         self.free_punched.clear();
         self.open = 0;
-        for index in 0..self.count() {
-            let slot = &mut self.segments[index as usize];
-            if in_log(SegmentId(index)) {
-                slot.usage = Use::Open;
-                self.open += 1;
-                continue;
+        for segment in (0..self.count()).map(SegmentId) {
+            let in_log = in_log(segment);
+            let (usage, kind_before, entry) = self.change(segment, |slot| {
+                let kind_before = slot.entry.kind;
+                slot.usage = match slot.entry.live_bytes {
+                    _ if in_log => Use::Open,
+                    0 => Use::Free,
+                    _ => Use::Full,
+                };
+                if slot.usage == Use::Free {
+                    slot.entry.kind = SegmentKind::Free;
+                }
+                (slot.usage, kind_before, slot.entry)
+            });
+            if entry.kind != kind_before {
+                self.touch(segment);
             }
-            if slot.entry.live_bytes > 0 {
-                slot.usage = Use::Full;
-                continue;
-            }
-            slot.usage = Use::Free;
-            if slot.entry.kind != SegmentKind::Free {
-                slot.entry.kind = SegmentKind::Free;
-                self.dirty_pages.insert(u64::from(index) / SEGMENT_ENTRIES_PER_PAGE);
-            }
-            let key = (slot.entry.erases, index);
-            if slot.entry.allocated {
-                self.free_written.insert(key);
-            } else {
-                self.free_punched.insert(key);
+            match usage {
+                Use::Open => self.open += 1,
+                Use::Full => {}
+                Use::Free => self.add_free(segment, &entry),
             }
         }
     }
 
     /// Opening: the log has used a segment that the picture did not know of.
     pub(crate) fn restore_log_segment(&mut self, segment: SegmentId, erases: u32, sequence: u64) {
-        let slot = self.touch(segment);
-        slot.entry.kind = SegmentKind::Log;
-        slot.entry.allocated = true;
-        slot.entry.sequence = sequence;
-        slot.entry.erases = slot.entry.erases.max(erases);
+        self.touch(segment);
+        self.change(segment, |slot| {
+            slot.entry.kind = SegmentKind::Log;
+            slot.entry.allocated = true;
+            slot.entry.sequence = sequence;
+            slot.entry.erases = slot.entry.erases.max(erases);
+        });
     }
 
-    /// Least, most and mean erase count.
-    pub(crate) fn wear(&self) -> (u32, u32, f64) {
-        let erases = || self.segments.iter().map(|segment| segment.entry.erases);
-        let sum: u64 = erases().map(u64::from).sum();
-        (
-            erases().min().unwrap_or(0),
-            erases().max().unwrap_or(0),
-            sum as f64 / self.segments.len().max(1) as f64,
-        )
+    /// Least, most and mean erase count, and how far they are spread.
+    pub(crate) fn wear(&self) -> Wear {
+        self.wear.wear()
+    }
+
+    /// Live bytes of pages, roots and their copies.
+    pub(crate) fn metadata_bytes(&self) -> u64 {
+        self.metadata_bytes
+    }
+}
+
+impl Segment {
+    fn standing(&self, segment_bytes: u32) -> Standing {
+        match self.entry.live_bytes {
+            _ if self.usage != Use::Full => Standing::Out,
+            0 => Standing::Empty,
+            _ if self.entry.damaged => Standing::Out,
+            live => {
+                let degree = u64::from(live) * u64::from(DEGREES) / u64::from(segment_bytes);
+                // A repair may find more than a segment holds; it counts as full.
+                let degree = u32::try_from(degree).map_or(DEGREES, |degree| degree.min(DEGREES));
+                Standing::Live { degree, sequence: self.entry.sequence }
+            }
+        }
     }
 }

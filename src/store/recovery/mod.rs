@@ -14,7 +14,9 @@ use crate::format::root::CheckpointRoot;
 use crate::format::segment::SegmentKind;
 use crate::format::superblock::{DEVICES_MAX, DeviceRecord, SUPERBLOCK_AREA_BYTES, Superblock};
 use crate::sync::{Condition, Mutex};
-use crate::units::{ByteCount, CheckpointNumber, DeviceOffset, Epoch, Incarnation, Lsn, MapNodeId, Uuid};
+use crate::units::{
+    BLOCK_BYTES, ByteCount, CheckpointNumber, DeviceOffset, Epoch, Incarnation, MapNodeId, Uuid,
+};
 
 use super::blocks::changes::Changes;
 use super::blocks::ids::IdSpace;
@@ -22,6 +24,7 @@ use super::blocks::index::FingerprintIndex;
 use super::blocks::rebuild::Rebuild;
 use super::core::{Core, Objects};
 use super::geometry::{Geometry, segment_bytes_for, segments_on};
+use super::heat::{Heat, heat_bytes};
 use super::log::appender::Appender;
 use super::log::open_log::OpenLog;
 use super::log::segments::SegmentTable;
@@ -123,11 +126,12 @@ impl Store {
         let geometry = Geometry::new(identity.segment_bytes, &counts, options.metadata_budget)?;
         let incarnation = Incarnation(environment.random.number().max(1));
         let log = OpenLog::new(root.lsn.next(), root.epoch, incarnation, geometry.dirty_limit);
+        let pool_blocks = geometry.capacity_bytes() / BLOCK_BYTES as u64;
         let mut core = Core {
             pool_short: identity.pool.head(),
             cache: Cache::new(geometry.frames, 1),
             roots: root.tables,
-            segments: SegmentTable::new(geometry.segments()),
+            segments: SegmentTable::new(geometry.segments(), geometry.segment_bytes),
             objects: Objects::new(root.next_object),
             block_changes: Changes::default(),
             node_changes: Changes::default(),
@@ -135,13 +139,18 @@ impl Store {
             node_ids: IdSpace::new(Table::FreedNodes, root.next_node.0, root.counters.freed_nodes),
             release_queue: root.release_queue.iter().copied().collect(),
             borrowers: Borrowers::of(&root.borrowers),
-            seen_lsn: Lsn(0),
             released_nodes: 0,
             dropped: Vec::new(),
             sharing: 1,
             checkpointed_at: environment.clock.monotonic(),
+            quiet_since: (root.lsn, environment.clock.monotonic()),
             log,
+            heat: Heat::new(pool_blocks, options.index_budget),
             moved: Appender::new(SegmentKind::Moved),
+            cold: Appender::new(SegmentKind::Moved),
+            leaving: std::collections::BTreeSet::new(),
+            levelling: false,
+            levelled_at: 0,
             metadata: Appender::new(SegmentKind::Metadata),
             metadata_copy: Appender::new(SegmentKind::MetadataCopy),
             next_sequence: root.next_sequence,
@@ -163,7 +172,8 @@ impl Store {
         for change in &root.node_changes {
             core.node_changes.restore(change.id.0, change.delta);
         }
-        let index = FingerprintIndex::new(options.index_budget);
+        let heat_bytes = heat_bytes(pool_blocks, options.index_budget);
+        let index = FingerprintIndex::new(ByteCount(options.index_budget.0.saturating_sub(heat_bytes)))?;
         Ok(Store {
             devices,
             options,
@@ -173,6 +183,7 @@ impl Store {
             core: Mutex::new(core),
             changed: Condition::new(),
             index,
+            scrub: Mutex::default(),
             figures: Figures::default(),
         })
     }
@@ -188,8 +199,8 @@ impl Store {
     pub(crate) fn begin_log(&self) -> Result<()> {
         let take = || {
             self.run(Caller::Maintenance, |core| {
-                core.prepare_segment(0)?;
-                Ok(core.take_segment(SegmentKind::Log))
+                core.prepare_segment(0, false)?;
+                Ok(core.take_segment(SegmentKind::Log, false))
             })
         };
         let (segment, successor) = (take()?, take()?);

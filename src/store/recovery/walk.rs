@@ -60,7 +60,7 @@ impl Walk {
                 return Ok(Some(batch));
             }
         }
-        let Some(header) = self.successor_header(store)? else { return Ok(None) };
+        let Some(header) = self.log_header(store, self.successor)? else { return Ok(None) };
         let successor = self.successor;
         for offset in [SEGMENT_HEADER_BYTES as u32, unit] {
             if let Some(batch) = self.batch_at(store, successor, offset)? {
@@ -72,9 +72,9 @@ impl Walk {
         Ok(None)
     }
 
-    /// The header of the successor, if the log has entered it.
-    fn successor_header(&self, store: &Store) -> Result<Option<SegmentHeader>> {
-        let header = read_header(store, self.successor)?;
+    /// The header of a segment that this log has entered.
+    fn log_header(&self, store: &Store, segment: SegmentId) -> Result<Option<SegmentHeader>> {
+        let header = read_header(store, segment)?;
         Ok(header.filter(|header| header.incarnation == self.incarnation && header.kind == SegmentKind::Log))
     }
 
@@ -97,27 +97,47 @@ impl Walk {
         Ok(Some(WalkedBatch { segment, offset, bytes }))
     }
 
-    /// Searches the rest of the segment and its successor for a batch of the same incarnation that follows
-    /// what the chain ended with: what it calls durable and is not there is damage, not a torn tail. The
-    /// successor is searched whatever its header says: the header may be what is damaged.
+    /// Searches the rest of the segment, its successor, and as far as headers of this log lead on from there, for a
+    /// batch of the same incarnation that follows what the chain ended with: what it calls durable and is not there
+    /// is damage, not a torn tail. Many segments may have been written between two syncs, so the batch that says so may
+    /// lie far behind. The successor is searched whatever its header says: the header may be what is damaged.
     pub(crate) fn search_behind(&self, store: &Store) -> Result<Option<BehindTheEnd>> {
+        let mut worst = self.search_segment(store, self.segment, self.offset)?;
+        let mut newest_sequence = read_header(store, self.segment)?.map_or(0, |header| header.sequence);
+        let mut next = Some(self.successor);
+        while let Some(segment) = next {
+            let found = self.search_segment(store, segment, SEGMENT_HEADER_BYTES as u32)?;
+            worst = match (worst, found) {
+                (Some(one), Some(other)) if one.durable_lsn >= other.durable_lsn => Some(one),
+                (one, other) => other.or(one),
+            };
+            // Numbers of segments only grow along a log: it cannot lead round in a circle.
+            let header = self.log_header(store, segment)?.filter(|header| header.sequence > newest_sequence);
+            newest_sequence = header.as_ref().map_or(newest_sequence, |header| header.sequence);
+            next = header.map(|header| header.successor);
+        }
+        Ok(worst)
+    }
+
+    /// Searches a segment from an offset on; see `search_behind`.
+    fn search_segment(&self, store: &Store, segment: SegmentId, from: u32) -> Result<Option<BehindTheEnd>> {
         let mut worst: Option<BehindTheEnd> = None;
-        for (segment, from) in [(self.segment, self.offset), (self.successor, SEGMENT_HEADER_BYTES as u32)] {
-            let len = store.geometry.segment_bytes - from.min(store.geometry.segment_bytes);
-            let mut bytes = vec![0u8; len as usize];
-            store.read_location(Location { segment, offset: from, len: 1 }, &mut bytes)?;
-            for start in (0..bytes.len()).step_by(crate::format::GRAIN_BYTES) {
-                let Some((header, _)) = BatchHeader::peek(&bytes[start..]) else { continue };
-                let later = header.incarnation == self.incarnation
-                    && header.pool == store.short_id()
-                    && header.durable_lsn >= self.next_lsn;
-                if !later || Batch::decode(&bytes[start..], false).is_none() {
-                    continue;
-                }
-                if worst.is_none_or(|worst| worst.durable_lsn < header.durable_lsn) {
-                    worst =
-                        Some(BehindTheEnd { durable_lsn: header.durable_lsn, first_lsn: header.first_lsn });
-                }
+        if store.geometry.place(segment, 0).is_none() {
+            return Ok(None);
+        }
+        let len = store.geometry.segment_bytes - from.min(store.geometry.segment_bytes);
+        let mut bytes = vec![0u8; len as usize];
+        store.read_location(Location { segment, offset: from, len: 1 }, &mut bytes)?;
+        for start in (0..bytes.len()).step_by(crate::format::GRAIN_BYTES) {
+            let Some((header, _)) = BatchHeader::peek(&bytes[start..]) else { continue };
+            let later = header.incarnation == self.incarnation
+                && header.pool == store.short_id()
+                && header.durable_lsn >= self.next_lsn;
+            if !later || Batch::decode(&bytes[start..], false).is_none() {
+                continue;
+            }
+            if worst.is_none_or(|worst| worst.durable_lsn < header.durable_lsn) {
+                worst = Some(BehindTheEnd { durable_lsn: header.durable_lsn, first_lsn: header.first_lsn });
             }
         }
         Ok(worst)

@@ -226,17 +226,13 @@ pub fn encode_info_request(name: &str, wanted: &[u16]) -> Vec<u8> {
     data
 }
 
-/// Data of LIST_META_CONTEXT and SET_META_CONTEXT, as far as this server cares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Data of LIST_META_CONTEXT and SET_META_CONTEXT.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetaRequest<'a> {
     /// The export; empty for the default one.
     pub name: &'a str,
-    /// There was no query at all.
-    pub no_queries: bool,
-    /// A query names `base:allocation`.
-    pub names_allocation: bool,
-    /// A query is `base:`, which matches all of that namespace in a listing.
-    pub base_wildcard: bool,
+    /// What is asked for.
+    pub queries: Vec<&'a str>,
 }
 
 /// Reads the data of LIST_META_CONTEXT and SET_META_CONTEXT; `None` where it is not well formed.
@@ -244,17 +240,11 @@ pub struct MetaRequest<'a> {
 pub fn decode_meta_request(data: &[u8]) -> Option<MetaRequest<'_>> {
     let mut fields = Fields(data);
     let name = fields.string()?;
-    let queries = fields.u32()?;
-    let mut request =
-        MetaRequest { name, no_queries: queries == 0, names_allocation: false, base_wildcard: false };
-    for _ in 0..queries {
-        match fields.string()? {
-            BASE_ALLOCATION => request.names_allocation = true,
-            BASE_WILDCARD => request.base_wildcard = true,
-            _ => {}
-        }
+    let mut queries = Vec::new();
+    for _ in 0..fields.u32()? {
+        queries.push(fields.string()?);
     }
-    fields.is_empty().then_some(request)
+    fields.is_empty().then_some(MetaRequest { name, queries })
 }
 
 /// Data of SET_META_CONTEXT with one query, as a client sends it.
@@ -357,7 +347,7 @@ mod tests {
         assert!(request.wants_block_size);
         let data = encode_meta_request("demo", BASE_ALLOCATION);
         let request = decode_meta_request(&data).unwrap();
-        assert!(request.names_allocation && !request.base_wildcard && !request.no_queries);
+        assert_eq!(request, MetaRequest { name: "demo", queries: vec![BASE_ALLOCATION] });
     }
 
     #[test]

@@ -76,6 +76,8 @@ pub mod chunk {
 pub const STATE_HOLE: u32 = 1;
 /// State flag of `base:allocation`: reads as zeros.
 pub const STATE_ZERO: u32 = 2;
+/// State flag of `sinter:changed-since`: is not what the snapshot holds.
+pub const STATE_CHANGED: u32 = 1;
 
 /// What was negotiated about the form of requests and replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,13 +173,17 @@ pub fn encode_request(
     bytes
 }
 
-/// Reads the payload of a BLOCK_STATUS that chooses one context: the length in bytes that the
-/// client asks about, and the context's number. `None` for any other number of contexts.
+/// Reads the payload of a BLOCK_STATUS that chooses contexts: the length in bytes that the client asks
+/// about, and the contexts' numbers.
 #[must_use]
-pub fn decode_status_payload(payload: &[u8]) -> Option<(u64, u32)> {
+pub fn decode_status_payload(payload: &[u8]) -> Option<(u64, Vec<u32>)> {
     let mut fields = Fields(payload);
-    let found = (fields.u64()?, fields.u32()?);
-    fields.is_empty().then_some(found)
+    let length = fields.u64()?;
+    let mut contexts = Vec::new();
+    while !fields.is_empty() {
+        contexts.push(fields.u32()?);
+    }
+    Some((length, contexts))
 }
 
 /// The fixed part of a reply, on the stack.
@@ -209,10 +215,14 @@ impl Head {
     }
 
     fn chunk(to: ReplyTo, kind: u16, payload_bytes: u32) -> Head {
+        Head::part(to, chunk::FLAG_DONE, kind, payload_bytes)
+    }
+
+    fn part(to: ReplyTo, flags: u16, kind: u16, payload_bytes: u32) -> Head {
         let magic = if to.style == Style::Extended { MAGIC_EXTENDED_REPLY } else { MAGIC_STRUCTURED_REPLY };
         let head = Head::new()
             .with(&magic.to_be_bytes())
-            .with(&chunk::FLAG_DONE.to_be_bytes())
+            .with(&flags.to_be_bytes())
             .with(&kind.to_be_bytes())
             .with(&to.cookie.to_be_bytes());
         match to.style {
@@ -231,8 +241,8 @@ impl std::ops::Deref for Head {
     }
 }
 
-/// What a reply needs to know of its request. Every reply here is a single chunk: data is only
-/// sent once all of it has been read, so nothing can fail half-way.
+/// What a reply needs to know of its request. Every reply here is a single chunk, but for the status in
+/// several contexts: data is only sent once all of it has been read, so nothing can fail half-way.
 #[derive(Clone, Copy, Debug)]
 pub struct ReplyTo {
     /// What was negotiated.
@@ -284,12 +294,13 @@ impl ReplyTo {
         out.extend_from_slice(message);
     }
 
-    /// Appends the status of a range in one context: lengths in bytes and state flags. Only where
-    /// chunks were negotiated; without 64-bit heads every length must fit 32 bits.
-    pub fn put_status(self, out: &mut Vec<u8>, context: u32, extents: &[(u64, u32)]) {
+    /// Appends the status of a range in one context, the last one or not: lengths in bytes and state flags.
+    /// Only where chunks were negotiated; without 64-bit heads every length must fit 32 bits.
+    pub fn put_status(self, out: &mut Vec<u8>, context: u32, extents: &[(u64, u32)], last: bool) {
+        let flags = if last { chunk::FLAG_DONE } else { 0 };
         let count = u32::try_from(extents.len()).expect("a server asks for a few thousand extents at most");
         if self.style == Style::Extended {
-            out.extend_from_slice(&Head::chunk(self, chunk::BLOCK_STATUS_EXT, 8 + count * 16));
+            out.extend_from_slice(&Head::part(self, flags, chunk::BLOCK_STATUS_EXT, 8 + count * 16));
             out.extend_from_slice(&context.to_be_bytes());
             out.extend_from_slice(&count.to_be_bytes());
             for (len, state) in extents {
@@ -297,7 +308,7 @@ impl ReplyTo {
                 out.extend_from_slice(&u64::from(*state).to_be_bytes());
             }
         } else {
-            out.extend_from_slice(&Head::chunk(self, chunk::BLOCK_STATUS, 4 + count * 8));
+            out.extend_from_slice(&Head::part(self, flags, chunk::BLOCK_STATUS, 4 + count * 8));
             out.extend_from_slice(&context.to_be_bytes());
             for (len, state) in extents {
                 let len = u32::try_from(*len).expect("no longer than the 32-bit length asked about");
@@ -413,7 +424,7 @@ mod tests {
         let to = ReplyTo { style: Style::Extended, cookie: 7, offset: 4096 };
         assert_eq!(to.hole(512).len(), Head::BYTES_MAX);
         let mut out = Vec::new();
-        to.put_status(&mut out, 1, &[(4096, 0), (1 << 40, 3)]);
+        to.put_status(&mut out, 1, &[(4096, 0), (1 << 40, 3)], true);
         assert_eq!(out.len(), 32 + 8 + 2 * 16);
         out.clear();
         to.put_error(&mut out, 5, &"\u{e4}".repeat(400));

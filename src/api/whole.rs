@@ -1,0 +1,68 @@
+//! The routes of the array as a whole: what it is, how it is.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use axum::response::Response;
+
+use crate::api::Service;
+use crate::api::call::Call;
+use crate::api::problem::Problem;
+use crate::api::types::About;
+use crate::api::types::ArrayCapacity;
+use crate::api::types::ArrayInfo;
+use crate::api::types::ArrayList;
+use crate::api::types::Health;
+use crate::api::view;
+
+type Answer = Result<Response, Problem>;
+
+pub(super) async fn about(call: Call) -> Answer {
+    call.query.finish()?;
+    let about = About {
+        name: "Sinter API".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        description: "Management of a Sinter virtual flash array".to_owned(),
+    };
+    Ok(Json(about).into_response())
+}
+
+pub(super) async fn health(State(service): State<Arc<Service>>) -> Answer {
+    let status = service.blocking(|array| Ok(array.status())).await?;
+    let health = Health {
+        status: view::health(status.health),
+        reduction_ratio: status.reduction_ratio,
+        cluster_enabled: false,
+    };
+    Ok(Json(health).into_response())
+}
+
+pub(super) async fn arrays(State(service): State<Arc<Service>>, call: Call) -> Answer {
+    call.query.finish()?;
+    let status = service.blocking(|array| Ok(array.status())).await?;
+    let array = ArrayInfo {
+        id: service.array.id().to_string(),
+        name: status.name,
+        model: "Sinter Virtual Array".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        capacity: ArrayCapacity {
+            total_bytes: status.store.capacity_bytes,
+            used_bytes: status.store.used_bytes,
+            reduction_ratio: status.reduction_ratio,
+        },
+        endpoints: service.endpoints.clone(),
+    };
+    Ok(Json(ArrayList { arrays: vec![array] }).into_response())
+}
+
+pub(super) async fn status(State(service): State<Arc<Service>>, call: Call) -> Answer {
+    call.query.finish()?;
+    let status = service.blocking(|array| Ok(array.status())).await?;
+    let clock = &service.clock;
+    let uptime = clock.monotonic().saturating_sub(service.started);
+    let endpoints = service.endpoints.clone();
+    let status = view::status(status, service.array.id(), endpoints, clock.since_unix_epoch(), uptime);
+    Ok(Json(status).into_response())
+}

@@ -1,0 +1,67 @@
+//! `sinter wait`: until background work is done.
+
+use std::time::Duration;
+
+use clap::Args;
+use clap::ValueEnum;
+
+use crate::api::types::CollectionState;
+use crate::api::types::Status;
+use crate::cli::client::Client;
+use crate::cli::client::parse;
+use crate::cli::progress::Progress;
+use crate::daemon::failure::Failure;
+use crate::daemon::failure::Outcome;
+use crate::error::ErrorKind;
+use crate::sync::Condition;
+use crate::sync::Mutex;
+
+/// How often it is looked.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// Looks in a row that find nothing to do, before it is believed: one step of the work may bring more to light.
+const QUIET_LOOKS: u32 = 3;
+
+/// `sinter wait`.
+#[derive(Debug, Args)]
+pub struct Wait {
+    /// What to wait for, parted by commas
+    #[arg(long = "for", value_name = "WORK,...", value_delimiter = ',', required = true)]
+    work: Vec<Work>,
+}
+
+/// Background work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Work {
+    /// Winning back segments
+    Gc,
+    /// Giving back the space of what was deleted
+    Delete,
+}
+
+/// Runs `sinter wait`.
+///
+/// # Errors
+/// What the array answered; `Stopped` where the array takes no writes, so that nothing will be done.
+pub fn run(client: &Client, wait: &Wait) -> Outcome {
+    let mut progress = Progress::blocks("waiting, map nodes left:");
+    let (still, pause) = (Mutex::new(()), Condition::new());
+    let mut quiet = 0;
+    loop {
+        let status: Status = parse(&client.get_text("/api/v1/status")?)?;
+        if status.garbage_collection.state == CollectionState::Stopped {
+            let what = "the array takes no writes, so the work will not be done";
+            return Err(Failure::new(ErrorKind::Stopped, what).hint("`sinter status` says why"));
+        }
+        let busy = wait.work.iter().any(|work| match work {
+            Work::Gc => status.garbage_collection.state == CollectionState::Running,
+            Work::Delete => status.snapshots.pending_releases > 0,
+        });
+        quiet = if busy { 0 } else { quiet + 1 };
+        if quiet == QUIET_LOOKS {
+            return Ok(());
+        }
+        progress.show(status.snapshots.pending_releases, None);
+        drop(pause.wait_for(still.lock(), INTERVAL));
+    }
+}
