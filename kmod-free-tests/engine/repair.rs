@@ -444,3 +444,37 @@ fn a_leaf_that_borrows_outlives_its_lender() {
         assert_sound(&store);
     }
 }
+
+/// A lender that nothing but its borrowers reaches is mended like any other leaf.
+#[test]
+fn a_lender_that_no_map_reaches_is_mended() {
+    let pool = Pool::small(10, 600);
+    let store = pool.create();
+    let (one, _) = sample(&store);
+    let (made, _) = store.clone_objects(&[CloneRequest { source: one, opaque: b"clone" }]).unwrap();
+    let lender = MapNodeId(store.map_entry(store.map_root(made[0]).unwrap(), 1).unwrap());
+    for lba in [0, 512, 1024] {
+        store.write(one, Lba(lba), &expected(0, lba)).unwrap();
+    }
+    store.delete_object(made[0]).unwrap();
+    store.checkpoint().unwrap();
+    assert_eq!(store.statistics().leaves_borrowing, 3);
+    store.plant(Untruth::NodeMapped(lender, BlockCount(77))).unwrap();
+    store.plant(Untruth::NodeCount(lender, 5)).unwrap();
+    store.checkpoint_untrue().unwrap();
+    drop(store);
+    let repairs = repair(&pool);
+    for what in ["77 mapped blocks", "5 references"] {
+        assert!(repairs.iter().any(|repair| repair.contains(what)), "{what} of {repairs:#?}");
+    }
+    let store = pool.open();
+    assert_eq!(store.statistics().leaves_borrowing, 3);
+    assert_reads(&store, one, 0, |_| false);
+    for _ in 0..10 {
+        while store.background_step().unwrap() {}
+        store.checkpoint().unwrap();
+    }
+    assert_eq!(store.statistics().leaves_borrowing, 0);
+    assert_reads(&store, one, 0, |_| false);
+    assert_sound(&store);
+}

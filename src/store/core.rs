@@ -162,6 +162,8 @@ pub struct PlantedFaults {
     pub erase_early: bool,
     /// Counts wrap at 8 bits.
     pub wrap_counts: bool,
+    /// A leaf that borrows takes over what its lender has while others need the lender, too.
+    pub take_over_early: bool,
 }
 
 /// Everything under the lock.

@@ -116,9 +116,10 @@ impl Geometry {
         let dirty_limit = (frames / 2).min(pool_bytes / 32 / 4160).max(24);
         let changes = (metadata_budget.0 / 8 / CHANGE_BYTES).min(pool_bytes / 64 / 12).max(CHANGES_MIN);
         // A checkpoint writes at most every dirty page and about as many directory pages, those twice, and
-        // a root with two generations of changes and all borrowers, also twice.
+        // a root with two generations of changes and all borrowers, also twice. In replay more leaves may borrow than
+        // else; each has two changes at least in the generation of the log.
         let borrowers = changes / CHANGES_PER_BORROWER;
-        let root_bytes = 2 * changes * 12 + borrowers * 16;
+        let root_bytes = 2 * changes * 12 + changes / 2 * 16;
         let checkpoint_bytes = dirty_limit * 4160 * 3 / 2 + 64 * 4160 + 2 * root_bytes;
         let segment_payload = bytes - SEGMENT_HEADER_BYTES as u64 - 4160;
         let checkpoint_segments = checkpoint_bytes.div_ceil(segment_payload) + 2;

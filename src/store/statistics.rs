@@ -117,7 +117,7 @@ pub struct StoreStatistics {
     pub free_segments_wanted: u64,
     /// Bytes that dirty pages will take when they are stored: they count as used.
     pub unstored_metadata_bytes: u64,
-    /// Nodes and counts of what was let go of that background work has yet to see to.
+    /// Nodes, leaves that borrow, and counts of what was let go of that background work has yet to see to.
     pub releases_pending: u64,
     /// Checkpoints made.
     pub checkpoints: u64,
@@ -290,7 +290,7 @@ fn write_amplification(counters: &LifetimeCounters) -> f64 {
 impl super::core::Core {
     fn releases_pending(&self) -> u64 {
         let changes = self.block_changes.let_go_of() + self.node_changes.let_go_of();
-        (changes + self.release_queue.len()) as u64
+        (changes + self.release_queue.len() + self.borrowers.len()) as u64
     }
 
     /// Room in open segments that nothing was written to yet, the log's reserved successor included.

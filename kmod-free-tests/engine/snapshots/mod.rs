@@ -1,5 +1,6 @@
 //! Snapshots and clones: objects that share nodes, each changed and deleted as if it were alone.
 
+mod borrowing;
 mod model;
 
 use std::sync::Arc;
@@ -359,48 +360,4 @@ fn a_node_is_known_to_be_shared_also_when_its_count_has_left_the_cache() {
     model.write(&store, volume, 508, 8);
     model.compare(&store, 6);
     assert_sound(&store);
-}
-
-/// Copied leaves borrow at first: through crashes, further copies and deletes of either side, nothing is lost and
-/// nothing stays.
-#[test]
-fn what_a_copied_leaf_borrows_is_settled_whatever_goes_first() {
-    const LEAVES: u64 = 900;
-    for first_gone in 0..3 {
-        let pool = Pool::small(7, 2400);
-        let mut store = pool.create();
-        let mut model = Model::default();
-        let volume = model.create(&store, LEAVES * 512);
-        for leaf in 0..LEAVES {
-            model.write(&store, volume, leaf * 512, 12);
-        }
-        let snapshot = model.clone_all(&store, &[volume])[0];
-        for leaf in 0..LEAVES {
-            model.write(&store, volume, leaf * 512 + leaf % 12, 1);
-        }
-        let most = store.statistics().leaves_borrowing;
-        assert!((300..LEAVES).contains(&most), "{most} leaves borrow: many, but a bounded number");
-        store.write_out(store.last_lsn()).unwrap();
-        drop(store);
-        store = pool.open();
-        assert_sound(&store);
-        // A copy of a copy: the lender borrows itself.
-        let later = model.clone_all(&store, &[volume])[0];
-        for leaf in 0..LEAVES / 3 {
-            model.write(&store, volume, leaf * 512 + (leaf + 5) % 12, 1);
-        }
-        store.checkpoint().unwrap();
-        assert!(store.statistics().leaves_borrowing > 0);
-        assert_sound(&store);
-        let gone = [volume, snapshot, later][first_gone];
-        model.delete(&store, gone);
-        model.compare(&store, 7);
-        settle(&store);
-        assert_sound(&store);
-        for object in model.objects.keys().copied().collect::<Vec<_>>() {
-            delete_and_compare(&mut model, &store, object, 7);
-            assert_sound(&store);
-        }
-        assert_eq!(in_use(&store), [0; 4]);
-    }
 }

@@ -5,7 +5,9 @@
 //! it was copied from, its *lender*, which nobody changes and which keeps the blocks alive. Overwriting a borrowed
 //! entry lets go of nothing. A borrower is *settled* later, in the background: where others need the lender, too, it
 //! takes references of its own; where it is the only one left, the lender's become its own and what it has overwritten
-//! goes. The number of borrowers is bounded; beyond it, copies pay at once.
+//! goes. The number of borrowers is bounded; beyond it, copies pay at once. But not in replay: what was settled since the
+//! checkpoint is not settled there, so that more leaves may be copied and more borrow than did when the log was written,
+//! and paying for each would take memory and a checkpoint of any size.
 
 use std::collections::BTreeMap;
 
@@ -26,27 +28,44 @@ use super::node_page;
 pub(crate) const BORROWED_MIN: usize = 8;
 
 /// Leaves that borrow, in the order in which they began to.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Borrowers {
     by_order: BTreeMap<u64, (MapNodeId, MapNodeId)>,
     order_of: FxHashMap<u64, u64>,
     next: u64,
+    /// While there are as many, no more begin.
+    max: usize,
     /// Where settling goes on: those before it could not be read.
     settle_from: u64,
 }
 
 impl Borrowers {
-    /// As a checkpoint had them.
+    /// As a checkpoint had them; until `limit` is called, any number may begin.
     pub(crate) fn of(pairs: &[(MapNodeId, MapNodeId)]) -> Borrowers {
-        let mut borrowers = Borrowers::default();
+        let mut borrowers = Borrowers {
+            by_order: BTreeMap::new(),
+            order_of: FxHashMap::default(),
+            next: 0,
+            max: usize::MAX,
+            settle_from: 0,
+        };
         for (borrower, lender) in pairs {
             borrowers.add(*borrower, *lender);
         }
         borrowers
     }
 
+    /// The log has been replayed: from now on there are at most so many.
+    pub(crate) fn limit(&mut self, max: usize) {
+        self.max = max;
+    }
+
     /// Adds a borrower that has taken over a reference to its lender.
     pub(crate) fn add(&mut self, borrower: MapNodeId, lender: MapNodeId) {
+        if self.holds(borrower) {
+            // A root that says so is damaged: it must not make settling go round and round.
+            return;
+        }
         self.by_order.insert(self.next, (borrower, lender));
         self.order_of.insert(borrower.0, self.next);
         self.next += 1;
@@ -130,7 +149,7 @@ impl Store {
 impl Core {
     /// Whether one more copied leaf may borrow, beside some that are planned.
     pub(crate) fn may_borrow(&self, planned: usize) -> bool {
-        self.borrowers.len() + planned < self.geometry.borrowers
+        self.borrowers.len().saturating_add(planned) < self.borrowers.max
     }
 
     fn settle_one(&mut self, before: u64, changes_max: usize) -> Result<Settled, Stall> {
@@ -144,7 +163,7 @@ impl Core {
         self.bring_in(node_page(borrower))?;
         let pages = self.bring_in_counts(&[lender])?;
         let stored = i64::from(self.stored_count(Table::NodeCounts, lender.0)?);
-        let alone = stored + self.node_changes.pending(lender.0) == 1;
+        let alone = stored + self.node_changes.pending(lender.0) == 1 || self.faults.take_over_early;
         // A lender began to borrow before those to which it lends: it still does only where it could not be settled.
         if alone && !self.borrowers.holds(lender) {
             self.bring_in(node_page(lender))?;

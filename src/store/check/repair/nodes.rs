@@ -236,17 +236,17 @@ impl Repair<'_> {
         let pairs = self.store.core.lock().borrowers.all();
         // The newest first: a lender may borrow itself, and be reached by nobody else.
         for (borrower, lender) in pairs.into_iter().rev() {
-            let references = |repair: &Repair<'_>, node: MapNodeId| {
-                usize::try_from(node.0).ok().and_then(|index| repair.node_references.get(index).copied())
-            };
-            let reached = references(self, borrower).unwrap_or(0) > 0;
+            let index = usize::try_from(borrower.0).unwrap_or(usize::MAX);
+            let reached = self.node_references.get(index).is_some_and(|references| *references > 0);
             let held = if reached { self.read_node(borrower)? } else { None };
-            let lent = if references(self, lender).is_some() { self.read_node(lender)? } else { None };
-            if let (Some((held, 0, _)), Some((lent, 0, _))) = (&held, &lent)
-                && (0..NODE_ENTRIES).all(|slot| is_lent(get_u64(&**held, slot), get_u64(&**lent, slot)))
-            {
-                let references = &mut self.node_references[usize::try_from(lender.0).expect("known")];
-                *references = references.saturating_add(1);
+            let lends = match (&held, self.read_node(lender)?) {
+                (Some((held, 0, _)), Some((lent, 0, _))) => {
+                    (0..NODE_ENTRIES).all(|slot| is_lent(get_u64(&**held, slot), get_u64(&*lent, slot)))
+                }
+                _ => false,
+            };
+            let as_leaf = Cover { level: 0, start: 0, size: span(0) };
+            if lends && self.visit(lender, as_leaf)?.is_some() {
                 continue;
             }
             self.store.core.lock().borrowers.remove(borrower);
