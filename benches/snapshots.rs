@@ -130,13 +130,22 @@ fn time_snapshots(bench: &Bench, volume: ObjectNumber, count: usize) -> (f64, f6
     (milliseconds(times[count / 2]), milliseconds(times[count - 1]))
 }
 
-/// Random writes of one block by two threads for a time: writes a second, and the longest.
-fn random_writes(bench: &Bench, volume: ObjectNumber, blocks: u64, time: Duration, seed: u64) -> (f64, f64) {
-    let (written, longest) = (AtomicU64::new(0), AtomicU64::new(0));
+/// How random writes went.
+struct Rate {
+    per_second: f64,
+    longest_milliseconds: f64,
+    /// In each second.
+    course: Vec<u64>,
+}
+
+/// Random writes of one block by two threads for a time.
+fn random_writes(bench: &Bench, volume: ObjectNumber, blocks: u64, time: Duration, seed: u64) -> Rate {
+    let longest = AtomicU64::new(0);
+    let seconds: Vec<AtomicU64> = (0..=time.as_secs()).map(|_| AtomicU64::new(0)).collect();
     let begun = Instant::now();
     std::thread::scope(|scope| {
         for thread in 0..2 {
-            let (store, written, longest) = (&bench.store, &written, &longest);
+            let (store, seconds, longest) = (&bench.store, &seconds, &longest);
             scope.spawn(move || {
                 let mut numbers = SeededNumbers::new(seed * 2 + thread);
                 while begun.elapsed() < time {
@@ -146,13 +155,18 @@ fn random_writes(bench: &Bench, volume: ObjectNumber, blocks: u64, time: Duratio
                     store.write_out(outcome.lsn).unwrap();
                     let took = u64::try_from(before.elapsed().as_micros()).unwrap();
                     longest.fetch_max(took, Ordering::Relaxed);
-                    written.fetch_add(1, Ordering::Relaxed);
+                    let second = begun.elapsed().min(time).as_secs() as usize;
+                    seconds[second].fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
     });
-    let rate = written.into_inner() as f64 / begun.elapsed().as_secs_f64();
-    (rate, longest.into_inner() as f64 / 1e3)
+    let course: Vec<u64> = seconds.into_iter().map(AtomicU64::into_inner).collect();
+    Rate {
+        per_second: course.iter().sum::<u64>() as f64 / begun.elapsed().as_secs_f64(),
+        longest_milliseconds: longest.into_inner() as f64 / 1e3,
+        course,
+    }
 }
 
 fn create(folder: &Path, divisor: u64) {
@@ -173,7 +187,7 @@ fn create(folder: &Path, divisor: u64) {
             let writer = scope.spawn(|| random_writes(&bench, other, BLOCKS_PER_GIB, seconds, 1));
             std::thread::sleep(Duration::from_millis(500));
             let (median, most) = time_snapshots(&bench, volume, 100);
-            (median, most, writer.join().unwrap().0)
+            (median, most, writer.join().unwrap().per_second)
         });
         println!(
             "create: {name}, {leaves} leaves: idle {idle:.3} ms (most {idle_max:.3}); beside {rate:.0} writes/s \
@@ -197,17 +211,23 @@ fn writes(folder: &Path, divisor: u64, scattered: bool) {
         bench.store.write(volume, lba, &noise(&mut numbers)).unwrap();
     }
     bench.store.checkpoint().unwrap();
-    let time = Duration::from_secs((20 / divisor).max(3));
-    let (before, before_max) = random_writes(&bench, volume, blocks, time, 2);
+    let time = Duration::from_secs((20 / divisor).max(10));
+    let before = random_writes(&bench, volume, blocks, time, 2);
     bench.snapshot(volume);
-    let (after, after_max) = random_writes(&bench, volume, blocks, time, 3);
-    let name = if scattered { "scattered" } else { "writes" };
+    let after = random_writes(&bench, volume, blocks, time, 3);
     println!(
-        "{name}: {} MiB, {} MiB for metadata: {before:.0}/s before (longest {before_max:.1} ms), {after:.0}/s after a \
-         snapshot (longest {after_max:.1} ms): {:.2}",
+        "{}: {} MiB, {} MiB for metadata: {:.0}/s before (longest {:.1} ms), {:.0}/s after a snapshot (longest {:.1} ms): \
+         {:.2}; by the second {:?}, then {:?}",
+        if scattered { "scattered" } else { "writes" },
         blocks >> 8,
         budget >> 20,
-        after / before
+        before.per_second,
+        before.longest_milliseconds,
+        after.per_second,
+        after.longest_milliseconds,
+        after.per_second / before.per_second,
+        before.course,
+        after.course
     );
 }
 

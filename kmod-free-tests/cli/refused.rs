@@ -4,6 +4,11 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Output;
 
+use sinter::format::checksum;
+use sinter::format::superblock::{
+    SUPERBLOCK_AREA_BYTES, SUPERBLOCK_BYTES, SUPERBLOCK_SLOT_BYTES, Superblock,
+};
+
 use crate::daemon::Daemon;
 use crate::daemon::Scratch;
 use crate::daemon::output_in_time;
@@ -140,6 +145,37 @@ fn foreign_content_is_only_taken_over_by_force() {
     // By then it is a pool, which force leaves alone.
     let daemon = Daemon::start(scratch.path(), &["--device", device, "--force"]);
     assert!(text(&daemon.run(&["volume", "list", "-H"])).starts_with("demo\t"));
+}
+
+#[test]
+fn a_pool_of_another_format_version_is_named_and_left_alone() {
+    let scratch = Scratch::new();
+    let path = scratch.join("disk");
+    let device = path.to_str().unwrap();
+    let daemon = Daemon::start(scratch.path(), &["--device", &format!("{device},size=64MiB")]);
+    assert!(daemon.terminate().success());
+    let mut content = std::fs::read(&path).unwrap();
+    let end = content.len() - SUPERBLOCK_AREA_BYTES as usize;
+    let slot = SUPERBLOCK_SLOT_BYTES as usize;
+    let mut changed = 0;
+    for start in [0, slot, end, end + slot] {
+        let superblock = &mut content[start..start + SUPERBLOCK_BYTES];
+        if Superblock::decode(superblock).is_some() {
+            superblock[8..10].copy_from_slice(&1u16.to_le_bytes());
+            let (summed, sum) = superblock.split_at_mut(SUPERBLOCK_BYTES - 8);
+            sum.copy_from_slice(&checksum(summed).to_le_bytes());
+            changed += 1;
+        }
+    }
+    assert!(changed >= 2);
+    std::fs::write(&path, &content).unwrap();
+    for refused in
+        [serve(scratch.path(), &["--device", device]), check(scratch.path(), &["--device", device])]
+    {
+        let error = failure(&refused, 11);
+        assert!(error.contains("version 1") && error.contains("version 2"), "{error}");
+    }
+    assert!(std::fs::read(&path).unwrap() == content, "nothing was written");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use sinter::device::faulty::{FaultPlan, FaultyDisk};
 use sinter::error::ErrorKind;
 use sinter::format::page::{PageKey, Table};
 use sinter::store::check::plant::Untruth;
-use sinter::store::{CheckMode, CheckReport, Store, check};
+use sinter::store::{CheckMode, CheckReport, CloneRequest, Store, check};
 use sinter::sync::seeded::SeededNumbers;
 use sinter::units::{
     BLOCK_BYTES, BlockCount, BlockId, ByteCount, DeviceOffset, Lba, MapNodeId, ObjectNumber,
@@ -406,4 +406,75 @@ fn a_repair_that_is_broken_off_and_not_finished_takes_nothing_away() {
         assert_reads(&store, one, 0, |_| false);
     }
     assert!(interrupted > 20, "only {interrupted} repairs were broken off");
+}
+
+/// Two maps of which one borrows from the other's leaves: what cannot be read of either costs what it held.
+#[test]
+fn a_leaf_that_borrows_outlives_its_lender() {
+    for damaged_lender in [true, false] {
+        let pool = Pool::small(9, 600);
+        let store = pool.create();
+        let (one, two) = sample(&store);
+        let (made, _) = store.clone_objects(&[CloneRequest { source: one, opaque: b"clone" }]).unwrap();
+        // The first block of each leaf is written again with what it held.
+        for lba in [0, 512, 1024] {
+            store.write(one, Lba(lba), &expected(0, lba)).unwrap();
+        }
+        store.checkpoint().unwrap();
+        assert_eq!(store.statistics().leaves_borrowing, 3);
+        let of = if damaged_lender { made[0] } else { one };
+        let leaf = store.map_entry(store.map_root(of).unwrap(), 1).unwrap();
+        damage(&pool, &store, PageKey::leaf(Table::Nodes, leaf), 1);
+        drop(store);
+        repair(&pool);
+        let store = pool.open();
+        let damaged_leaf = |lba: u64| (512..1024).contains(&lba);
+        assert_reads(&store, made[0], 0, |lba| damaged_lender && damaged_leaf(lba));
+        assert_reads(&store, one, 0, |lba| !damaged_lender && damaged_leaf(lba));
+        assert_reads(&store, two, 1, |_| false);
+        for object in [made[0], two] {
+            store.delete_object(object).unwrap();
+            for _ in 0..10 {
+                while store.background_step().unwrap() {}
+                store.checkpoint().unwrap();
+            }
+        }
+        assert_reads(&store, one, 0, |lba| !damaged_lender && damaged_leaf(lba));
+        assert_eq!(store.statistics().leaves_borrowing, 0);
+        assert_sound(&store);
+    }
+}
+
+/// A lender that nothing but its borrowers reaches is mended like any other leaf.
+#[test]
+fn a_lender_that_no_map_reaches_is_mended() {
+    let pool = Pool::small(10, 600);
+    let store = pool.create();
+    let (one, _) = sample(&store);
+    let (made, _) = store.clone_objects(&[CloneRequest { source: one, opaque: b"clone" }]).unwrap();
+    let lender = MapNodeId(store.map_entry(store.map_root(made[0]).unwrap(), 1).unwrap());
+    for lba in [0, 512, 1024] {
+        store.write(one, Lba(lba), &expected(0, lba)).unwrap();
+    }
+    store.delete_object(made[0]).unwrap();
+    store.checkpoint().unwrap();
+    assert_eq!(store.statistics().leaves_borrowing, 3);
+    store.plant(Untruth::NodeMapped(lender, BlockCount(77))).unwrap();
+    store.plant(Untruth::NodeCount(lender, 5)).unwrap();
+    store.checkpoint_untrue().unwrap();
+    drop(store);
+    let repairs = repair(&pool);
+    for what in ["77 mapped blocks", "5 references"] {
+        assert!(repairs.iter().any(|repair| repair.contains(what)), "{what} of {repairs:#?}");
+    }
+    let store = pool.open();
+    assert_eq!(store.statistics().leaves_borrowing, 3);
+    assert_reads(&store, one, 0, |_| false);
+    for _ in 0..10 {
+        while store.background_step().unwrap() {}
+        store.checkpoint().unwrap();
+    }
+    assert_eq!(store.statistics().leaves_borrowing, 0);
+    assert_reads(&store, one, 0, |_| false);
+    assert_sound(&store);
 }

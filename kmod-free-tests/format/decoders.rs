@@ -223,7 +223,16 @@ proptest! {
     #[test]
     fn mappings_read_back(word in any::<u32>(), block in 0u64..1 << 48) {
         for mapping in [Mapping::Hole, Mapping::Pattern(word), Mapping::Block(BlockId(block)), Mapping::Lost] {
-            prop_assert_eq!(Mapping::unpack(mapping.pack()), mapping);
+            let packed = mapping.pack();
+            prop_assert_eq!(Mapping::unpack(packed), mapping);
+            // Borrowed or not, it names the same.
+            let borrowed = Mapping::borrowed(packed);
+            prop_assert_eq!(Mapping::unpack(borrowed), mapping);
+            prop_assert_eq!(Mapping::owned(borrowed), packed);
+            let is_block = matches!(mapping, Mapping::Block(_));
+            prop_assert_eq!((Mapping::is_borrowed(borrowed), Mapping::is_borrowed(packed)), (is_block, false));
+            prop_assert_eq!(Mapping::owned_block(borrowed), None);
+            prop_assert_eq!(Mapping::owned_block(packed).is_some(), is_block);
         }
     }
 }

@@ -407,5 +407,5 @@ fn checkpoint_root() {
     .map(|(name, root)| (name, root.encode()));
     let bytes = plain().encode();
     compare("checkpoint root", bytes.len(), &bytes, &changed);
-    assert_eq!(bytes.len(), 492 + 4 * 8 + 12 + 12 + 8 + 17);
+    assert_eq!(bytes.len(), 492 + 5 * 8 + 12 + 12 + 8 + 17 + 16);
 }

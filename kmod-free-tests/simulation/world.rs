@@ -8,7 +8,8 @@ use sinter::device::Device;
 use sinter::device::faulty::{FaultPlan, FaultyDisk};
 use sinter::error::{Error, ErrorKind};
 use sinter::store::{
-    CloneRequest, Environment, ObjectInfo, OpenReport, PlantedFaults, ScrubState, Store, StoreOptions,
+    CloneRequest, Environment, ObjectInfo, OpenReport, PlantedFaults, ReclaimWalk, ScrubState, Store,
+    StoreOptions,
 };
 use sinter::sync::baton::{Simulated, run_threads};
 use sinter::sync::seeded::SeededNumbers;
@@ -62,6 +63,8 @@ pub(crate) struct World {
     pub(crate) crashes: u64,
     /// Whether a client that is alone is busy with snapshots, clones, restores and deletes above all.
     pub(crate) snapshots: bool,
+    /// Whether `check` is run now and then while a client is alone.
+    pub(crate) checked_in_between: bool,
 }
 
 /// How a crash comes.
@@ -92,6 +95,7 @@ impl World {
             checkpoint_log_bytes: ByteCount(65536 << numbers.below(6)),
             sync_after: Duration::from_millis(100),
             segment_bytes: ByteCount(65536),
+            borrowers_max: if numbers.chance(1, 2) { usize::MAX } else { numbers.index(12) },
             sink: Some(Arc::clone(&recorder) as Arc<_>),
             faults,
             ..StoreOptions::default()
@@ -111,6 +115,7 @@ impl World {
             environment,
             crashes: 0,
             snapshots: false,
+            checked_in_between: false,
         };
         let store = Store::create(world.devices(), world.options.clone(), world.environment.clone())
             .unwrap_or_else(|error| panic!("seed {seed}: a new pool: {error}"));
@@ -241,11 +246,30 @@ impl World {
         Ok(())
     }
 
+    /// Goes on with a walk along an object, or begins one.
+    fn walk(store: &Store, walk: &mut Option<ReclaimWalk>, numbers: &mut SeededNumbers) -> Result<(), Error> {
+        let objects = store.objects()?;
+        if objects.is_empty() {
+            return Ok(());
+        }
+        let object = objects[numbers.index(objects.len())].number;
+        match store.walk_reclaimable(walk.get_or_insert_with(|| ReclaimWalk::new(object))) {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            // The object was deleted meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        *walk = None;
+        Ok(())
+    }
+
     /// One client and background work in turn.
     pub(crate) fn alone(&mut self, store: &Store, steps: u64) {
         let mut numbers = self.numbers.branch();
         let mut client = Client::new(store, &self.promises, 0);
         client.snapshots = self.snapshots;
+        let mut walk = None;
         for _ in 0..steps {
             if self.plan.is_stopped() || !client.step(&mut numbers) {
                 return;
@@ -255,6 +279,7 @@ impl World {
                 4..6 => store.sync_if_due().map(|_| ()),
                 6 if numbers.chance(1, 4) => store.checkpoint(),
                 7 => self.scrub(store),
+                8 => World::walk(store, &mut walk, &mut numbers),
                 _ => Ok(()),
             };
             if let Err(error) = outcome {
@@ -265,6 +290,9 @@ impl World {
                 let history = self.recorder.history();
                 let state = history.state_at(history.base + history.effects.len() as u64);
                 compare_unless_stopped(store, &state, self.seed, &mut numbers, &self.plan);
+            }
+            if self.checked_in_between && numbers.chance(1, 60) && !self.plan.is_stopped() {
+                verify_unless_stopped(store, self.seed, &self.plan);
             }
         }
     }
@@ -296,6 +324,20 @@ fn compare_unless_stopped(
             }
         }
     }
+}
+
+/// `check` finds nothing while the store serves, either.
+fn verify_unless_stopped(store: &Store, seed: u64, plan: &FaultPlan) {
+    let verified = store.verify(&mut |_, _| {});
+    if plan.is_stopped() {
+        return;
+    }
+    let report = verified.unwrap_or_else(|error| panic!("seed {seed}: check in between: {error}"));
+    assert!(
+        report.faults.is_empty(),
+        "seed {seed}: check in between found {:#?}",
+        &report.faults[..report.faults.len().min(8)]
+    );
 }
 
 /// The store holds exactly this state.

@@ -137,7 +137,7 @@ pub(super) fn status(
         },
         snapshots: StatusSnapshots {
             total: status.snapshots,
-            pending_releases: store.nodes_waiting.saturating_add(store.nodes_let_go),
+            pending_releases: store.nodes_waiting + store.nodes_let_go + store.leaves_borrowing,
         },
         garbage_collection: StatusCollection {
             state: figures::collection_state(store),

@@ -207,7 +207,7 @@ impl Found {
             DeviceContent::Pool { pool, device, index, devices } => {
                 Some((candidate, *pool, *device, *index, devices.as_slice()))
             }
-            DeviceContent::Blank | DeviceContent::Foreign => None,
+            DeviceContent::Blank | DeviceContent::Foreign | DeviceContent::OtherVersion(_) => None,
         })
     }
 
@@ -235,6 +235,14 @@ impl Found {
     /// Why no new pool may be made on these devices, if any of them is not blank. `foreign_hint` is what helps
     /// where one holds something else.
     fn refuse_unless_blank(&self, foreign_hint: &str) -> Outcome {
+        for candidate in &self.present {
+            if let DeviceContent::OtherVersion(version) = candidate.content {
+                let what = store::wrong_version(&*candidate.device, version);
+                let hint =
+                    "export its volumes with the version of sinter that wrote it, and import them here";
+                return Err(Failure::new(ErrorKind::Busy, what).hint(hint));
+            }
+        }
         let foreign = self.present.iter().find(|candidate| candidate.content == DeviceContent::Foreign);
         if let Some(candidate) = foreign {
             let what = format!("{} holds something that is not Sinter's", candidate.device.name());

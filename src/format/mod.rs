@@ -16,7 +16,7 @@ pub mod segment;
 pub mod superblock;
 
 /// Version of the whole media format; a pool of another version is refused.
-pub const FORMAT_VERSION: u16 = 1;
+pub const FORMAT_VERSION: u16 = 2;
 
 /// Everything in a segment starts at a multiple of this many bytes.
 pub const GRAIN_BYTES: usize = 16;

@@ -364,6 +364,9 @@ pub enum Mapping {
 }
 
 const MAPPING_KIND_SHIFT: u32 = 60;
+const MAPPING_BLOCK: u64 = 2;
+/// Of an entry that names a block: the leaf has no reference to it, but a leaf that lends it has.
+const BORROWED: u64 = 1 << 59;
 
 impl Mapping {
     /// The stored form.
@@ -372,7 +375,7 @@ impl Mapping {
         match self {
             Mapping::Hole => 0,
             Mapping::Pattern(word) => 1 << MAPPING_KIND_SHIFT | u64::from(word),
-            Mapping::Block(block) => 2 << MAPPING_KIND_SHIFT | block.0,
+            Mapping::Block(block) => MAPPING_BLOCK << MAPPING_KIND_SHIFT | block.0,
             Mapping::Lost => 3 << MAPPING_KIND_SHIFT,
         }
     }
@@ -384,8 +387,35 @@ impl Mapping {
         match packed >> MAPPING_KIND_SHIFT {
             0 if low == 0 => Mapping::Hole,
             1 => Mapping::Pattern(u32::try_from(low & 0xffff_ffff).expect("masked")),
-            2 => Mapping::Block(BlockId(low)),
+            MAPPING_BLOCK => Mapping::Block(BlockId(low & !BORROWED)),
             _ => Mapping::Lost,
+        }
+    }
+
+    /// The stored form of an entry whose block, if it names one, is borrowed.
+    #[must_use]
+    pub fn borrowed(packed: u64) -> u64 {
+        if packed >> MAPPING_KIND_SHIFT == MAPPING_BLOCK { packed | BORROWED } else { packed }
+    }
+
+    /// The stored form of an entry whose block, if it names one, is not borrowed.
+    #[must_use]
+    pub fn owned(packed: u64) -> u64 {
+        if Mapping::is_borrowed(packed) { packed & !BORROWED } else { packed }
+    }
+
+    /// Whether an entry names a block that is borrowed.
+    #[must_use]
+    pub fn is_borrowed(packed: u64) -> bool {
+        packed >> MAPPING_KIND_SHIFT == MAPPING_BLOCK && packed & BORROWED != 0
+    }
+
+    /// The block that an entry names and has a reference to.
+    #[must_use]
+    pub fn owned_block(packed: u64) -> Option<BlockId> {
+        match Mapping::unpack(packed) {
+            Mapping::Block(block) if !Mapping::is_borrowed(packed) => Some(block),
+            _ => None,
         }
     }
 }

@@ -145,6 +145,8 @@ pub struct CheckpointRoot {
     pub release_queue: Vec<MapNodeId>,
     /// What writing this checkpoint did to segments.
     pub segment_changes: Vec<SegmentChange>,
+    /// Leaves that borrow, each with the one that lends to it, in the order in which they began to.
+    pub borrowers: Vec<(MapNodeId, MapNodeId)>,
 }
 
 impl CheckpointRoot {
@@ -194,6 +196,11 @@ impl CheckpointRoot {
             bytes.put_u64(change.live_bytes.cast_unsigned());
             bytes.put_u32(change.erases);
         }
+        put_len(&mut bytes, self.borrowers.len());
+        for (borrower, lender) in &self.borrowers {
+            bytes.put_u64(borrower.0);
+            bytes.put_u64(lender.0);
+        }
         bytes
     }
 
@@ -241,6 +248,9 @@ impl CheckpointRoot {
                 live_bytes: reader.u64()?.cast_signed(),
                 erases: reader.u32()?,
             });
+        }
+        for _ in 0..take_len(&mut reader, 16)? {
+            root.borrowers.push((MapNodeId(reader.u64()?), MapNodeId(reader.u64()?)));
         }
         Some(root)
     }

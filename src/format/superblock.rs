@@ -107,17 +107,24 @@ impl Superblock {
         bytes
     }
 
-    /// Reads the stored form; `None` for anything that is not a whole, valid superblock of this version.
+    /// The format version of a whole superblock, be it one that `decode` does not read.
     #[must_use]
-    pub fn decode(bytes: &[u8]) -> Option<Superblock> {
+    pub fn version(bytes: &[u8]) -> Option<u16> {
         let summed = bytes.get(..SUMMED_BYTES)?;
         if Reader::new(bytes.get(SUMMED_BYTES..)?).u64()? != checksum(summed) {
             return None;
         }
         let mut reader = Reader::new(summed);
-        if reader.array()? != MAGIC || reader.u16()? != FORMAT_VERSION {
+        if reader.array()? != MAGIC { None } else { reader.u16() }
+    }
+
+    /// Reads the stored form; `None` for anything that is not a whole, valid superblock of this version.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Superblock> {
+        if Superblock::version(bytes)? != FORMAT_VERSION {
             return None;
         }
+        let mut reader = Reader::new(&bytes[MAGIC.len() + 2..SUMMED_BYTES]);
         let device_count = usize::from(reader.u16()?);
         let root_count = usize::from(reader.u16()?);
         let copy_count = usize::from(reader.u16()?);

@@ -13,6 +13,8 @@ use super::merge::Releases;
 
 /// Nodes taken apart in one step.
 const RELEASES_PER_STEP: usize = 64;
+/// Leaves settled in one step.
+const SETTLES_PER_STEP: usize = 16;
 /// Nodes that were let go of wait at most this long for the checkpoint that takes them apart.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
 /// When nothing has been committed for so long, what was let go of is made free, whatever a checkpoint costs.
@@ -88,6 +90,9 @@ impl Store {
             }
             return Ok(true);
         }
+        if self.settle_some()? {
+            return Ok(true);
+        }
         if self.release_waits_long_enough() {
             self.checkpoint_in_role()?;
             return Ok(true);
@@ -100,6 +105,18 @@ impl Store {
         }
         // Where collection gains nothing just now, going on at once would only repeat it.
         Ok(rebuilding && self.rebuild_index_step() && !low)
+    }
+
+    /// Lets copied leaves take references of their own, in a part of the change buffer: the rest is for requests, which
+    /// wait when it is full. Whether any did.
+    fn settle_some(&self) -> Result<bool> {
+        let before = self.core.lock().borrowers.len();
+        if before == 0 {
+            return Ok(false);
+        }
+        let part = if self.quiet_for() >= QUIET { 4 } else { 8 };
+        self.settle(SETTLES_PER_STEP, u64::MAX, self.geometry.changes / part)?;
+        Ok(self.core.lock().borrowers.len() < before)
     }
 
     /// For how long nothing has been committed.
@@ -200,7 +217,8 @@ impl Store {
     fn release_waits_long_enough(&self) -> bool {
         let now = self.environment.clock.monotonic();
         let core = self.core.lock();
-        core.node_changes.let_go_of() > 0 && now.saturating_sub(core.checkpointed_at) >= RELEASE_PATIENCE
+        let waits = core.node_changes.let_go_of() > 0 || core.borrowers.begun_before(u64::MAX);
+        waits && now.saturating_sub(core.checkpointed_at) >= RELEASE_PATIENCE
     }
 
     /// Collection keeps this many segments free, so that writes seldom wait for it.

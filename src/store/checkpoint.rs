@@ -157,6 +157,7 @@ impl Store {
             node_changes: Vec::new(),
             release_queue: core.release_queue.iter().copied().collect(),
             segment_changes: Vec::new(),
+            borrowers: core.borrowers.all(),
         };
         let picture = Picture {
             root,

@@ -20,6 +20,7 @@ use super::heat::Heat;
 use super::log::appender::Appender;
 use super::log::open_log::OpenLog;
 use super::log::segments::SegmentTable;
+use super::map::borrow::Borrowers;
 use super::table::cache::Cache;
 
 /// What an attempt under the lock is short of.
@@ -161,6 +162,8 @@ pub struct PlantedFaults {
     pub erase_early: bool,
     /// Counts wrap at 8 bits.
     pub wrap_counts: bool,
+    /// A leaf that borrows takes over what its lender has while others need the lender, too.
+    pub take_over_early: bool,
 }
 
 /// Everything under the lock.
@@ -185,6 +188,8 @@ pub(crate) struct Core {
     pub(crate) quiet_since: (crate::units::Lsn, std::time::Duration),
     /// Nodes that nothing refers to, to be taken apart.
     pub(crate) release_queue: VecDeque<MapNodeId>,
+    /// Copied leaves that name blocks to which they have no references yet.
+    pub(crate) borrowers: Borrowers,
     /// Nodes taken apart since the store was opened.
     pub(crate) released_nodes: u64,
     /// Pages that are no more, and whose pointers the next checkpoint clears.

@@ -229,7 +229,9 @@ impl Descent {
         let mut stretch: Stretch = Vec::new();
         for (index, entry) in now.iter().enumerate() {
             let mapping = Mapping::unpack(*entry);
-            let same = before.as_ref().is_some_and(|before| before.get(index) == Some(entry));
+            let same = before.as_ref().is_some_and(|before| {
+                before.get(index).is_some_and(|before| Mapping::unpack(*before) == mapping)
+            });
             let changed = match mapping {
                 Mapping::Lost => Some(MappingKind::Data),
                 _ if same => None,

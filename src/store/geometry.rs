@@ -10,8 +10,10 @@ use crate::units::{BLOCK_BYTES, ByteCount, DeviceOffset, SegmentId};
 
 /// Bytes that one cached page costs, its frame included.
 pub(crate) const FRAME_BYTES: u64 = 4096 + 160;
-/// Bytes that one pending change costs in memory.
-const CHANGE_BYTES: u64 = 40;
+/// Bytes that one pending change costs in memory, and its part of what a borrowing leaf costs.
+const CHANGE_BYTES: u64 = 50;
+/// Pending changes for each leaf that may borrow.
+const CHANGES_PER_BORROWER: u64 = 8;
 /// Fewest changes that the buffer holds: those of the largest operation. A write across the border of two leaves
 /// below shared nodes copies eight nodes at most, each with one more reference to each of its entries, and changes
 /// two references for each of 256 blocks.
@@ -63,6 +65,8 @@ pub(crate) struct Geometry {
     pub(crate) dirty_start: usize,
     /// Pending changes that the buffer holds.
     pub(crate) changes: usize,
+    /// Copied leaves that may borrow.
+    pub(crate) borrowers: usize,
     /// Bytes that writes may fill.
     pub(crate) usable_bytes: u64,
     /// Bytes that trims and zeroes may fill, which must copy nodes that are shared: they go on when writes stop.
@@ -112,8 +116,11 @@ impl Geometry {
         let dirty_limit = (frames / 2).min(pool_bytes / 32 / 4160).max(24);
         let changes = (metadata_budget.0 / 8 / CHANGE_BYTES).min(pool_bytes / 64 / 12).max(CHANGES_MIN);
         // A checkpoint writes at most every dirty page and about as many directory pages, those twice, and
-        // a root with two generations of changes, also twice.
-        let checkpoint_bytes = dirty_limit * 4160 * 3 / 2 + 64 * 4160 + 2 * 2 * changes * 12;
+        // a root with two generations of changes and all borrowers, also twice. In replay more leaves may borrow than
+        // else; each has two changes at least in the generation of the log.
+        let borrowers = changes / CHANGES_PER_BORROWER;
+        let root_bytes = 2 * changes * 12 + changes / 2 * 16;
+        let checkpoint_bytes = dirty_limit * 4160 * 3 / 2 + 64 * 4160 + 2 * root_bytes;
         let segment_payload = bytes - SEGMENT_HEADER_BYTES as u64 - 4160;
         let checkpoint_segments = checkpoint_bytes.div_ceil(segment_payload) + 2;
         let for_checkpoints = (2 * checkpoint_segments + 4) * bytes;
@@ -137,6 +144,7 @@ impl Geometry {
             dirty_limit: as_count(dirty_limit),
             dirty_start: as_count(dirty_limit / 2),
             changes: as_count(changes),
+            borrowers: as_count(borrowers),
             usable_bytes,
             trim_bytes: usable_bytes + pool_bytes / 128,
             management_bytes: usable_bytes + pool_bytes / 64,

@@ -10,6 +10,7 @@ use super::blocks::changes::Change;
 use super::blocks::ids::Space;
 use super::blocks::table::{COUNT_CROWDED, COUNT_STUCK, count_page};
 use super::core::{Core, Stall};
+use super::map::borrow::Settled;
 use super::map::node_page;
 use super::run::Caller;
 
@@ -20,7 +21,7 @@ const WAITING_MAX: usize = 4096;
 /// Nodes that such a request takes apart: as many as one operation lets go of.
 const RELEASES_PER_REQUEST: usize = 64;
 /// Pages of counts brought in to take one node apart.
-const COUNT_PAGES_TOGETHER: usize = 8;
+pub(crate) const COUNT_PAGES_TOGETHER: usize = 8;
 
 impl Store {
     /// Seals the change buffer, unless an earlier one is not merged yet, and merges it as far as dirty pages
@@ -151,12 +152,14 @@ impl Store {
         outcome
     }
 
-    /// Works off pending changes and the release queue, for a write that does not fit; whether that made room.
+    /// Works off pending changes, the release queue and what is borrowed from leaves that nobody else needs, for a
+    /// write that does not fit; whether that made room.
     pub(crate) fn work_off_releases(&self) -> Result<bool> {
         let before = self.core.lock().accounted_bytes();
         loop {
             self.checkpoint_in_role()?;
             let waiting = self.release_nodes(4096)? != Releases::None;
+            let waiting = self.settle(4096, u64::MAX, usize::MAX)? != Settled::All || waiting;
             let core = self.core.lock();
             let pending = core.node_changes.len() > 0 || core.block_changes.len() > 0 || waiting;
             if core.accounted_bytes() < before || !pending {
@@ -212,12 +215,17 @@ impl Core {
                 self.let_go_of_child(child, &pages);
             }
         } else {
+            let lender = self.borrowers.lender(node);
+            let pages = self.bring_in_counts(lender.as_slice())?;
             self.release_queue.pop_back();
             for slot in 0..NODE_ENTRIES {
-                if let Mapping::Block(block) = Mapping::unpack(get_u64(&*page, slot)) {
+                if let Some(block) = Mapping::owned_block(get_u64(&*page, slot)) {
                     self.block_changes.note(block.0, -1);
                     self.counters.referenced_blocks -= 1;
                 }
+            }
+            if let Some(lender) = self.borrowers.remove(node) {
+                self.let_go_of_child(lender, &pages);
             }
         }
         self.free_id(Space::Nodes, node.0);
@@ -228,7 +236,7 @@ impl Core {
     }
 
     /// Brings in some of the pages with the counts of nodes; which.
-    fn bring_in_counts(&mut self, nodes: &[MapNodeId]) -> Result<Vec<PageKey>, Stall> {
+    pub(crate) fn bring_in_counts(&mut self, nodes: &[MapNodeId]) -> Result<Vec<PageKey>, Stall> {
         let mut pages: Vec<PageKey> = Vec::with_capacity(COUNT_PAGES_TOGETHER);
         for node in nodes {
             let key = count_page(Table::NodeCounts, node.0);
@@ -243,7 +251,7 @@ impl Core {
     /// One reference less to a child of a node that is taken apart. Where that was the last one, and the page of its
     /// count is at hand, the child is queued at once: nobody can find a node again that nothing refers to. Else the
     /// next merge finds out.
-    fn let_go_of_child(&mut self, child: MapNodeId, pages: &[PageKey]) {
+    pub(crate) fn let_go_of_child(&mut self, child: MapNodeId, pages: &[PageKey]) {
         let last = pages.contains(&count_page(Table::NodeCounts, child.0))
             && !self.node_changes.holds(child.0)
             && matches!(self.stored_count(Table::NodeCounts, child.0), Ok(1));

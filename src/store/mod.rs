@@ -52,7 +52,7 @@ pub use self::geometry::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MIN, seg
 pub use self::objects::CloneRequest;
 pub use self::operation::OBJECT_BLOCKS_MAX;
 pub use self::options::{Commit, CommitSink, Environment, ObjectInfo, OpenReport, StoreOptions};
-pub use self::probe::{DeviceContent, probe};
+pub use self::probe::{DeviceContent, probe, wrong_version};
 pub use self::read::{MappedRun, MappingKind};
 pub use self::scrub::{ScrubState, ScrubStatus};
 pub use self::statistics::{CollectionState, StoreStatistics};

@@ -55,6 +55,9 @@ pub struct StoreOptions {
     pub rated_cycles: u32,
     /// Only when a pool is made: 0 chooses by its size.
     pub segment_bytes: ByteCount,
+    /// So many copied leaves borrow at most, and no more than the metadata budget has room for; beyond that a copy takes
+    /// references of its own at once.
+    pub borrowers_max: usize,
     /// Opens a damaged log at its last intact operation.
     pub accept_loss: bool,
     /// Sees every operation in commit order.
@@ -72,6 +75,7 @@ impl Default for StoreOptions {
             sync_after: Duration::from_millis(100),
             rated_cycles: 3000,
             segment_bytes: ByteCount(0),
+            borrowers_max: usize::MAX,
             accept_loss: false,
             sink: None,
             faults: PlantedFaults::default(),

@@ -2,10 +2,11 @@
 
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::FORMAT_VERSION;
 use crate::format::superblock::{SUPERBLOCK_AREA_BYTES, Superblock};
 use crate::units::{DeviceOffset, Uuid};
 
-use super::root::read_superblocks;
+use super::root::{other_version, read_superblocks};
 
 /// What a device holds, as seen before anything is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub enum DeviceContent {
     Blank,
     /// Something that is not Sinter's.
     Foreign,
+    /// A device of a pool in a version of the format that this program does not read.
+    OtherVersion(u16),
     /// A device of a pool.
     Pool {
         /// The pool's id.
@@ -36,6 +39,9 @@ pub fn probe(device: &dyn Device) -> Result<DeviceContent> {
     if let Some(superblock) = newest {
         return Ok(content_of(&superblock));
     }
+    if let Some(version) = other_version(device) {
+        return Ok(DeviceContent::OtherVersion(version));
+    }
     let len = device.len().0;
     let area = SUPERBLOCK_AREA_BYTES.min(len);
     for offset in [0, len - area] {
@@ -48,6 +54,15 @@ pub fn probe(device: &dyn Device) -> Result<DeviceContent> {
         }
     }
     Ok(DeviceContent::Blank)
+}
+
+/// Says that a device holds a pool of another version of the format.
+#[must_use]
+pub fn wrong_version(device: &dyn Device, version: u16) -> String {
+    let name = device.name();
+    format!(
+        "{name} holds a pool of format version {version}, and this program reads version {FORMAT_VERSION}"
+    )
 }
 
 fn content_of(superblock: &Superblock) -> DeviceContent {

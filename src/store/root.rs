@@ -9,7 +9,7 @@ use crate::format::root::CheckpointRoot;
 use crate::format::superblock::{
     ROOT_EXTENTS_MAX, RootExtent, SUPERBLOCK_AREA_BYTES, SUPERBLOCK_BYTES, SUPERBLOCK_SLOT_BYTES, Superblock,
 };
-use crate::format::to_grain;
+use crate::format::{FORMAT_VERSION, to_grain};
 use crate::units::{CheckpointNumber, DeviceOffset};
 
 use super::Store;
@@ -26,8 +26,8 @@ pub(crate) fn slot_offsets(device: &dyn Device, slot: u64) -> [DeviceOffset; 2] 
     [DeviceOffset(from_start), DeviceOffset(device.len().0 - SUPERBLOCK_AREA_BYTES + from_start)]
 }
 
-/// Every valid superblock on a device; what cannot be read is passed over.
-pub(crate) fn read_superblocks(device: &dyn Device) -> Vec<Superblock> {
+/// What a device has in the places of superblocks; what cannot be read is passed over.
+fn read_slots(device: &dyn Device) -> Vec<Vec<u8>> {
     if device.len().0 < 2 * SUPERBLOCK_AREA_BYTES {
         return Vec::new();
     }
@@ -35,10 +35,20 @@ pub(crate) fn read_superblocks(device: &dyn Device) -> Vec<Superblock> {
     offsets
         .filter_map(|offset| {
             let mut bytes = vec![0u8; SUPERBLOCK_BYTES];
-            device.read_at(offset, &mut bytes).ok()?;
-            Superblock::decode(&bytes)
+            device.read_at(offset, &mut bytes).ok().map(|()| bytes)
         })
         .collect()
+}
+
+/// Every valid superblock on a device.
+pub(crate) fn read_superblocks(device: &dyn Device) -> Vec<Superblock> {
+    read_slots(device).iter().filter_map(|bytes| Superblock::decode(bytes)).collect()
+}
+
+/// The format version of a pool's device that this program does not read.
+pub(crate) fn other_version(device: &dyn Device) -> Option<u16> {
+    let versions = read_slots(device).into_iter().filter_map(|bytes| Superblock::version(&bytes));
+    versions.filter(|version| *version != FORMAT_VERSION).max()
 }
 
 /// How long the stored form of an extent is: it stands behind a header of padding, so that whoever walks the

@@ -56,6 +56,8 @@ pub struct StoreStatistics {
     /// Map nodes that were let go of since the last merge of counts. Whether others still refer to them is not known
     /// yet; those that nothing refers to wait next.
     pub nodes_let_go: u64,
+    /// Copied leaves that still borrow from the leaf that they were copied from; background work settles them.
+    pub leaves_borrowing: u64,
     /// Map nodes taken apart since the store was opened.
     pub nodes_released: u64,
     /// Zero blocks found in writes.
@@ -115,7 +117,7 @@ pub struct StoreStatistics {
     pub free_segments_wanted: u64,
     /// Bytes that dirty pages will take when they are stored: they count as used.
     pub unstored_metadata_bytes: u64,
-    /// Nodes and counts of what was let go of that background work has yet to see to.
+    /// Nodes, leaves that borrow, and counts of what was let go of that background work has yet to see to.
     pub releases_pending: u64,
     /// Checkpoints made.
     pub checkpoints: u64,
@@ -185,6 +187,7 @@ impl Store {
             map_nodes: (core.node_ids.high_water - 1).saturating_sub(core.node_ids.freed),
             nodes_waiting: core.release_queue.len() as u64,
             nodes_let_go: core.node_changes.let_go_of() as u64,
+            leaves_borrowing: core.borrowers.len() as u64,
             nodes_released: core.released_nodes,
             zero_blocks_written: counters.zero_blocks,
             pattern_blocks_written: counters.pattern_blocks,
@@ -287,7 +290,7 @@ fn write_amplification(counters: &LifetimeCounters) -> f64 {
 impl super::core::Core {
     fn releases_pending(&self) -> u64 {
         let changes = self.block_changes.let_go_of() + self.node_changes.let_go_of();
-        (changes + self.release_queue.len()) as u64
+        (changes + self.release_queue.len() + self.borrowers.len()) as u64
     }
 
     /// Room in open segments that nothing was written to yet, the log's reserved successor included.

@@ -14,6 +14,7 @@ use crate::units::{BlockId, ByteCount, Lba, MapNodeId, ObjectNumber};
 
 use super::Store;
 use super::core::{Core, Stall};
+use super::map::borrow::Settled;
 use super::map::{ObjectRoot, node_page, slot, span};
 use super::run::Caller;
 
@@ -59,6 +60,8 @@ pub struct ReclaimWalk {
     until: u64,
     first_pass: bool,
     finished: bool,
+    /// Leaves that began to borrow before this are settled first.
+    settled_before: Option<u64>,
 }
 
 impl ReclaimWalk {
@@ -74,6 +77,7 @@ impl ReclaimWalk {
             until: u64::MAX,
             first_pass: true,
             finished: false,
+            settled_before: None,
         }
     }
 
@@ -129,13 +133,15 @@ pub struct OccupiedWalk {
     next: Lba,
     bytes: f64,
     finished: bool,
+    /// Leaves that began to borrow before this are settled first.
+    settled_before: Option<u64>,
 }
 
 impl OccupiedWalk {
     /// A walk that has not begun.
     #[must_use]
     pub fn new(object: ObjectNumber) -> OccupiedWalk {
-        OccupiedWalk { object, next: Lba(0), bytes: 0.0, finished: false }
+        OccupiedWalk { object, next: Lba(0), bytes: 0.0, finished: false, settled_before: None }
     }
 
     /// The bytes; `None` before it has come to its end.
@@ -181,6 +187,9 @@ impl Store {
         let remembered_max = usize::try_from(self.options.metadata_budget.0 / BUDGET_PER_REMEMBERED)
             .unwrap_or(usize::MAX)
             .max(REMEMBERED_MIN);
+        if self.settle_for_walk(walk.object, &mut walk.settled_before)? {
+            return Ok(true);
+        }
         for _ in 0..LEAVES_PER_STEP {
             if walk.finished {
                 return Ok(false);
@@ -208,6 +217,9 @@ impl Store {
     /// # Errors
     /// As `walk_reclaimable`.
     pub fn walk_occupied(&self, walk: &mut OccupiedWalk) -> Result<bool> {
+        if self.settle_for_walk(walk.object, &mut walk.settled_before)? {
+            return Ok(true);
+        }
         for _ in 0..LEAVES_PER_STEP {
             if walk.finished {
                 return Ok(false);
@@ -222,6 +234,29 @@ impl Store {
             }
         }
         Ok(!walk.finished)
+    }
+
+    /// A walk counts references, and a leaf that borrows has none: those that do when a walk begins are settled first.
+    /// Whether some were left.
+    fn settle_for_walk(&self, object: ObjectNumber, before: &mut Option<u64>) -> Result<bool> {
+        let order = {
+            let core = self.core.lock();
+            core.object(object)?;
+            let order = *before.get_or_insert(core.borrowers.next_order());
+            if core.stopped.is_some() || !core.borrowers.begun_before(order) {
+                return Ok(false);
+            }
+            order
+        };
+        if !self.begin_maintenance_or_wait()? {
+            return Ok(true);
+        }
+        let outcome = match self.settle(LEAVES_PER_STEP, order, usize::MAX) {
+            Ok(Settled::NoRoom) => self.checkpoint_in_role(),
+            other => other.map(|_| ()),
+        };
+        self.end_maintenance();
+        outcome.map(|()| true)
     }
 
     /// Looks up each block that entries of a leaf name.

@@ -178,7 +178,27 @@ impl Check<'_> {
                 self.fault(format!("object {number} counts {mapped} mapped blocks and has {found}"));
             }
         }
-        self.dying_nodes()
+        self.dying_nodes()?;
+        self.borrowers()
+    }
+
+    /// A leaf that borrows has a reference to its lender, which holds what it borrows.
+    fn borrowers(&mut self) -> Result<()> {
+        let pairs = self.store.core.lock().borrowers.all();
+        for (borrower, lender) in pairs {
+            self.tree(lender, 0)?;
+            let (Some((held, 0, _)), Some((lent, 0, _))) = (self.node(borrower)?, self.node(lender)?) else {
+                self.fault(format!("node {borrower} borrows from node {lender}, and not both are leaves"));
+                continue;
+            };
+            for slot in 0..NODE_ENTRIES {
+                let (held, lent) = (get_u64(&*held, slot), get_u64(&*lent, slot));
+                if Mapping::is_borrowed(held) && Mapping::unpack(held) != Mapping::unpack(lent) {
+                    self.fault(format!("entry {slot} of node {borrower} is not what node {lender} lends"));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Nodes that nothing refers to any more still refer to their children until they are taken apart.
@@ -319,8 +339,12 @@ impl Check<'_> {
             if level > 0 {
                 continue;
             }
+            let borrows = self.store.core.lock().borrowers.holds(MapNodeId(id as u64));
             for slot in 0..NODE_ENTRIES {
-                if let Mapping::Block(block) = Mapping::unpack(get_u64(&*page, slot)) {
+                if start == 0 && !borrows && Mapping::is_borrowed(get_u64(&*page, slot)) {
+                    self.fault(format!("entry {slot} of node {id} is borrowed from nobody"));
+                }
+                if let Some(block) = Mapping::owned_block(get_u64(&*page, slot)) {
                     let position = block.0.checked_sub(start).and_then(|at| usize::try_from(at).ok());
                     if let Some(count) = position.and_then(|at| tally.get_mut(at)) {
                         *count += 1;

@@ -1,11 +1,12 @@
 //! Setting mappings: copying shared nodes, adding missing ones, taking empty ones away.
 
-use crate::format::bytes::set_u64;
+use crate::format::bytes::{get_u64, set_u64};
 use crate::format::page::{Mapping, NODE_ENTRIES, PAGE_BYTES, PageFacts, Table};
-use crate::units::{BlockCount, Lba, MapNodeId, ObjectNumber};
+use crate::units::{BlockCount, BlockId, Lba, MapNodeId, ObjectNumber};
 
 use super::super::blocks::ids::Space;
 use super::super::core::{Core, Stall};
+use super::borrow::BORROWED_MIN;
 use super::{LEVEL_MAX, ObjectRoot, node_page, slot, span};
 
 /// What a change of a map may need at most.
@@ -19,6 +20,8 @@ pub(crate) struct Needs {
     pub(crate) pages: usize,
     /// Slots of new objects.
     pub(crate) objects: usize,
+    /// Leaves that begin to borrow.
+    pub(crate) borrows: usize,
     /// Whether a shared node is copied, so that others get one more parent while the operation goes on.
     pub(crate) copies: bool,
 }
@@ -79,7 +82,9 @@ impl Core {
             needs.copies |= shared;
             if shared {
                 needs.nodes += 1;
-                needs.changes += NODE_ENTRIES + 2;
+                let borrows = level == 0 && self.may_borrow(needs.borrows);
+                needs.borrows += usize::from(borrows);
+                needs.changes += 2 + if borrows { BORROWED_MIN } else { NODE_ENTRIES };
             }
             if level == down_to {
                 return Ok(());
@@ -110,28 +115,51 @@ impl Core {
         node
     }
 
-    /// Copies a shared node: one more reference on each of its children, one less on the old one.
+    /// Copies a shared node. The copy of an inner node has one more reference to each of its children, and there is
+    /// one less to the old one; that of a leaf borrows, where it may.
     fn copy_node(&mut self, old: MapNodeId, level: u8) -> MapNodeId {
         let new = self.new_node(level);
-        self.sharing += 1;
         let from = self.cache.page(node_page(old));
-        let (page, mapped) = (from.page.clone(), from.facts.mapped);
-        for index in 0..NODE_ENTRIES {
-            let entry = crate::format::bytes::get_u64(&*page, index);
-            if level > 0 {
-                if entry != 0 {
-                    self.node_changes.note(entry, 1);
-                }
-            } else if let Mapping::Block(block) = Mapping::unpack(entry) {
-                self.block_changes.note(block.0, 1);
-                self.counters.referenced_blocks += 1;
+        let (mut page, mapped) = (from.page.clone(), from.facts.mapped);
+        if level > 0 {
+            self.sharing += 1;
+            for child in (0..NODE_ENTRIES).map(|slot| get_u64(&*page, slot)).filter(|child| *child != 0) {
+                self.node_changes.note(child, 1);
             }
+            self.node_changes.note(old.0, -1);
+        } else {
+            self.copy_leaf(old, new, &mut page);
         }
         let frame = self.cache.change(node_page(new));
         *frame.page = *page;
         frame.facts.mapped = mapped;
-        self.node_changes.note(old.0, -1);
         new
+    }
+
+    /// Makes the entries of a leaf those of its copy.
+    fn copy_leaf(&mut self, old: MapNodeId, new: MapNodeId, page: &mut [u8; PAGE_BYTES]) {
+        let blocks: Vec<(usize, u64, BlockId)> = (0..NODE_ENTRIES)
+            .filter_map(|slot| match Mapping::unpack(get_u64(page, slot)) {
+                Mapping::Block(block) => Some((slot, get_u64(page, slot), block)),
+                _ => None,
+            })
+            .collect();
+        let borrows = blocks.len() > BORROWED_MIN && self.may_borrow(0);
+        for (slot, entry, block) in blocks {
+            if borrows {
+                set_u64(page, slot, Mapping::borrowed(entry));
+            } else {
+                set_u64(page, slot, Mapping::owned(entry));
+                self.block_changes.note(block.0, 1);
+                self.counters.referenced_blocks += 1;
+            }
+        }
+        if borrows {
+            // The reference that the old leaf's parent had is the borrower's now.
+            self.borrowers.add(new, old);
+        } else {
+            self.node_changes.note(old.0, -1);
+        }
     }
 
     /// Makes the path to a block exclusive, adding nodes that are missing.
@@ -208,14 +236,15 @@ impl Core {
         let mut delta = 0;
         let page = &mut self.cache.change(node_page(leaf)).page;
         for (index, mapping) in (from..).zip(mappings) {
-            let before = Mapping::unpack(crate::format::bytes::get_u64(&**page, index));
+            let before = get_u64(&**page, index);
             set_u64(&mut **page, index, mapping.pack());
-            delta += i64::from(*mapping != Mapping::Hole) - i64::from(before != Mapping::Hole);
+            delta +=
+                i64::from(*mapping != Mapping::Hole) - i64::from(Mapping::unpack(before) != Mapping::Hole);
             if let Mapping::Block(block) = *mapping {
                 self.block_changes.note(block.0, 1);
                 self.counters.referenced_blocks += 1;
             }
-            if let Mapping::Block(block) = before {
+            if let Some(block) = Mapping::owned_block(before) {
                 self.block_changes.note(block.0, -1);
                 self.counters.referenced_blocks -= 1;
             }

@@ -4,6 +4,7 @@
 //! counts; writing below a shared node copies it first. A node's header counts the mapped blocks below it, and
 //! a node without any goes.
 
+pub(crate) mod borrow;
 pub(crate) mod change;
 pub(crate) mod zero;
 

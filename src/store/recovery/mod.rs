@@ -28,7 +28,9 @@ use super::heat::{Heat, heat_bytes};
 use super::log::appender::Appender;
 use super::log::open_log::OpenLog;
 use super::log::segments::SegmentTable;
+use super::map::borrow::Borrowers;
 use super::options::{Environment, StoreOptions};
+use super::probe::wrong_version;
 use super::run::Caller;
 use super::table::cache::Cache;
 use super::{Figures, Store};
@@ -137,6 +139,7 @@ impl Store {
             block_ids: IdSpace::new(Table::FreedBlocks, root.next_block.0, root.counters.freed_blocks),
             node_ids: IdSpace::new(Table::FreedNodes, root.next_node.0, root.counters.freed_nodes),
             release_queue: root.release_queue.iter().copied().collect(),
+            borrowers: Borrowers::of(&root.borrowers),
             released_nodes: 0,
             dropped: Vec::new(),
             sharing: 1,
@@ -193,7 +196,7 @@ impl Store {
         self.checkpoint_in_role()
     }
 
-    /// Opens the log segment; the checkpoint that makes it count must follow.
+    /// Opens the log segment; the checkpoint that makes it count must follow. Replay, where there was any, is over.
     pub(crate) fn begin_log(&self) -> Result<()> {
         let take = || {
             self.run(Caller::Maintenance, |core| {
@@ -202,7 +205,10 @@ impl Store {
             })
         };
         let (segment, successor) = (take()?, take()?);
-        self.core.lock().enter_segment(segment, successor);
+        let mut core = self.core.lock();
+        core.enter_segment(segment, successor);
+        let max = core.geometry.borrowers.min(self.options.borrowers_max);
+        core.borrowers.limit(max);
         Ok(())
     }
 
@@ -218,6 +224,9 @@ fn newest_superblock(devices: &[Arc<dyn Device>]) -> Result<Superblock> {
     for (index, device) in devices.iter().enumerate() {
         let found = super::root::read_superblocks(&**device);
         let Some(best) = found.into_iter().max_by_key(|superblock| superblock.checkpoint) else {
+            if let Some(version) = super::root::other_version(&**device) {
+                return Err(Error::new(ErrorKind::Busy, wrong_version(&**device, version)));
+            }
             let what = format!("{} holds no superblock of a pool", device.name());
             return Err(Error::new(ErrorKind::Corrupt, what));
         };

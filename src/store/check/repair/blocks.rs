@@ -99,7 +99,9 @@ impl Repair<'_> {
                     self.note(format!("block {block} was never given out: a mapping of it is lost"));
                     lost.push((slot, Mapping::Lost.pack()));
                 } else if let Some(position) = range.position(block) {
-                    range.mappings[position] = range.mappings[position].saturating_add(1);
+                    if !Mapping::is_borrowed(get_u64(&*page, slot)) {
+                        range.mappings[position] = range.mappings[position].saturating_add(1);
+                    }
                     if !range.intact[position] {
                         lost.push((slot, Mapping::Lost.pack()));
                     }

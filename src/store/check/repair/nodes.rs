@@ -37,6 +37,11 @@ impl Cover {
     }
 }
 
+/// Whether a lender's entry is what an entry of its borrower says, if that is borrowed.
+fn is_lent(held: u64, lent: u64) -> bool {
+    !Mapping::is_borrowed(held) || Mapping::unpack(held) == Mapping::unpack(lent)
+}
+
 impl Repair<'_> {
     /// Mends all maps, and the counts and freed ids of nodes.
     pub(super) fn nodes(&mut self) -> Result<()> {
@@ -53,6 +58,7 @@ impl Repair<'_> {
         for (number, root, mapped, level, size) in objects {
             self.object(number, root, mapped, Cover { level, start: 0, size })?;
         }
+        self.borrowers()?;
         // Those that nothing reaches first: while one of them still waits to be taken apart, it holds on to
         // what is below it, and a count that has forgotten it would be too low.
         self.release_unreachable()?;
@@ -120,6 +126,9 @@ impl Repair<'_> {
                     }
                 };
             }
+        }
+        if level == 0 && !self.store.core.lock().borrowers.holds(node) {
+            self.end_borrowing(node, &page)?;
         }
         if found != mapped || !replaced.is_empty() {
             if replaced.is_empty() {
@@ -219,6 +228,47 @@ impl Repair<'_> {
         self.node_references.push(1);
         self.checkpoint_if_full()?;
         Ok(node)
+    }
+
+    /// Lenders are reached by those that borrow from them. A leaf whose lender cannot be read, or does not hold what
+    /// was lent, takes references of its own: they are pending until the blocks are counted, and so never too few.
+    fn borrowers(&mut self) -> Result<()> {
+        let pairs = self.store.core.lock().borrowers.all();
+        // The newest first: a lender may borrow itself, and be reached by nobody else.
+        for (borrower, lender) in pairs.into_iter().rev() {
+            let index = usize::try_from(borrower.0).unwrap_or(usize::MAX);
+            let reached = self.node_references.get(index).is_some_and(|references| *references > 0);
+            let held = if reached { self.read_node(borrower)? } else { None };
+            let lends = match (&held, self.read_node(lender)?) {
+                (Some((held, 0, _)), Some((lent, 0, _))) => {
+                    (0..NODE_ENTRIES).all(|slot| is_lent(get_u64(&**held, slot), get_u64(&*lent, slot)))
+                }
+                _ => false,
+            };
+            let as_leaf = Cover { level: 0, start: 0, size: span(0) };
+            if lends && self.visit(lender, as_leaf)?.is_some() {
+                continue;
+            }
+            self.store.core.lock().borrowers.remove(borrower);
+            if let Some((held, ..)) = held {
+                self.end_borrowing(borrower, &held)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A leaf that borrows from nobody takes references of its own.
+    fn end_borrowing(&mut self, leaf: MapNodeId, page: &[u8; PAGE_BYTES]) -> Result<()> {
+        if (0..NODE_ENTRIES).any(|slot| Mapping::is_borrowed(get_u64(page, slot))) {
+            self.note(format!("map node {leaf} borrowed from one that could not be read"));
+            self.store.run(Caller::Maintenance, |core| {
+                core.bring_in(node_page(leaf))?;
+                core.take_references(leaf);
+                Ok(())
+            })?;
+            self.checkpoint_if_full()?;
+        }
+        Ok(())
     }
 
     fn release_unreachable(&mut self) -> Result<()> {
