@@ -12,9 +12,9 @@ use clap::Subcommand;
 
 use crate::cli::client::Client;
 use crate::cli::client::DEFAULT_URL;
-use crate::daemon::failure::EXIT_STATUS_HELP;
 use crate::daemon::failure::ExitStatus;
 use crate::daemon::failure::Outcome;
+use crate::daemon::failure::exit_status_help;
 
 pub mod check;
 pub mod client;
@@ -67,7 +67,7 @@ enum Verb {
         #[command(flatten)]
         export: transfer::Export,
     },
-    /// Mount the volumes and snapshots as files
+    /// Mount the volumes and snapshots as files, or list the mounts
     Mount {
         #[command(flatten)]
         command: mount::MountCommand,
@@ -144,7 +144,7 @@ fn command() -> Command {
 
 /// Every help text ends with the list of exit statuses.
 fn with_exit_statuses(command: Command) -> Command {
-    command.after_help(EXIT_STATUS_HELP).mut_subcommands(with_exit_statuses)
+    command.after_help(exit_status_help()).mut_subcommands(with_exit_statuses)
 }
 
 /// Help and version are data and success; all else is wrong usage.
