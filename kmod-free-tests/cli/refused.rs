@@ -156,6 +156,7 @@ fn what_is_wrong_is_found_before_a_device_is_touched() {
     let _listener = std::os::unix::net::UnixListener::bind(&listening).unwrap();
     let made = scratch.join("made");
     let new = format!("{},size=256MiB", made.display());
+    let full = scratch.path().to_str().unwrap();
     for (arguments, status) in [
         (["--volume", "bad:0"], 2),
         (["--volume", "a@b:1GiB"], 2),
@@ -164,6 +165,9 @@ fn what_is_wrong_is_found_before_a_device_is_touched() {
         (["--nbd-unix", listening.to_str().unwrap()], 11),
         (["--nbd-unix", nowhere.to_str().unwrap()], 2),
         (["--nbd-unix", long.to_str().unwrap()], 2),
+        (["--fuse", nowhere.to_str().unwrap()], 10),
+        (["--fuse", file.to_str().unwrap()], 2),
+        (["--fuse", full], 11),
     ] {
         let force = ["--force", "--device", path.to_str().unwrap()];
         failure(&serve(scratch.path(), &[&force[..], &arguments].concat()), status);

@@ -7,6 +7,7 @@ use clap::Args;
 
 use crate::cli::client::DEFAULT_URL;
 use crate::cli::output;
+use crate::cli::output::shell_word;
 use crate::daemon;
 use crate::daemon::ServeOptions;
 use crate::daemon::Serving;
@@ -156,12 +157,6 @@ fn announcement(serving: &Serving) -> String {
 fn program() -> String {
     let called = std::env::args().next().filter(|called| called.contains('/'));
     called.unwrap_or_else(|| "sinter".to_owned())
-}
-
-/// The text as one word of a shell.
-fn shell_word(text: &str) -> String {
-    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~/:%+=,@[]".contains(&byte));
-    if plain && !text.is_empty() { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 fn volume(text: &str) -> Result<(String, ByteCount), String> {

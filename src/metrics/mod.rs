@@ -109,6 +109,12 @@ static METRICS: &[Metric] = &[
         read: |from, to| to.count(&[], load(&from.nbd.connections)),
     },
     Metric {
+        name: "sinter_fuse_mounts",
+        kind: Kind::Gauge,
+        help: "FUSE mounts served now.",
+        read: |from, to| to.count(&[], load(&from.fuse.mounts)),
+    },
+    Metric {
         name: "sinter_nbd_connections_refused_total",
         kind: Kind::Counter,
         help: "NBD connections closed at once because there were too many.",

@@ -36,8 +36,10 @@ pub struct StoreStatistics {
     pub live_bytes: u64,
     /// Segments in use times their size, less the unwritten room in open ones.
     pub used_bytes: u64,
-    /// Capacity that is not in use.
+    /// Capacity that is not in use. Not all of it can be written: `writable_bytes`.
     pub free_bytes: u64,
+    /// What writes may still fill, in stored sizes.
+    pub writable_bytes: u64,
     /// Live bytes of pages and roots.
     pub metadata_bytes: u64,
     /// Stored bytes of live blocks.
@@ -117,6 +119,8 @@ pub struct StoreStatistics {
     pub unstored_metadata_bytes: u64,
     /// Nodes and counts of what was let go of that background work has yet to see to.
     pub releases_pending: u64,
+    /// Whether the next checkpoint frees blocks or segments that nothing refers to any more.
+    pub awaits_checkpoint: bool,
     /// Checkpoints made.
     pub checkpoints: u64,
     /// Time they took since the store was opened.
@@ -177,6 +181,7 @@ impl Store {
             live_bytes: core.segments.live_bytes(),
             used_bytes,
             free_bytes: capacity_bytes.saturating_sub(used_bytes),
+            writable_bytes: left,
             metadata_bytes: core.segments.metadata_bytes(),
             stored_data_bytes: counters.stored_bytes,
             unique_blocks: counters.unique_blocks,
@@ -215,6 +220,7 @@ impl Store {
             free_segments_wanted: self.free_segments_wanted() as u64,
             unstored_metadata_bytes: core.unstored_metadata_bytes(),
             releases_pending: core.releases_pending(),
+            awaits_checkpoint: core.awaits_checkpoint(),
             checkpoints: counters.checkpoints,
             checkpoint_nanoseconds: self.figures.checkpoint_nanoseconds.load(Ordering::Relaxed),
             log_syncs: self.figures.log_syncs.load(Ordering::Relaxed),
@@ -285,6 +291,15 @@ fn write_amplification(counters: &LifetimeCounters) -> f64 {
 }
 
 impl super::core::Core {
+    /// Whether the next checkpoint frees something: it merges what was let go of, and frees segments that hold
+    /// nothing live.
+    pub(super) fn awaits_checkpoint(&self) -> bool {
+        self.block_changes.let_go_of() > 0
+            || self.block_changes.has_sealed()
+            || self.node_changes.has_sealed()
+            || self.segments.empty_count() > 0
+    }
+
     fn releases_pending(&self) -> u64 {
         let changes = self.block_changes.let_go_of() + self.node_changes.let_go_of();
         (changes + self.release_queue.len()) as u64
