@@ -224,12 +224,15 @@ fn check_finds_nothing_and_then_what_was_damaged() {
     let image = scratch.join("image");
     std::fs::write(&image, crate::noise(8 << 20, 5)).unwrap();
     text(&daemon.run(&["import", image.to_str().unwrap(), "demo"]));
+    text(&daemon.run(&["snapshot", "create", "demo@monday"]));
+    text(&daemon.run(&["volume", "clone", "demo", "copy"]));
     failure(&check(scratch.path(), &device), 11);
     assert!(daemon.terminate().success());
     for mode in [&[][..], &["--no-recovery"]] {
         let sound = check(scratch.path(), &[&device[..], mode].concat());
         assert!(text(&sound).is_empty());
-        assert!(String::from_utf8_lossy(&sound.stderr).contains("no faults"));
+        let said = String::from_utf8_lossy(&sound.stderr).into_owned();
+        assert!(said.contains("2 volumes, 1 snapshot, ") && said.contains("no faults"), "{said}");
     }
     // Somewhere in the middle of the eight noisy mebibytes a byte rots.
     let mut content = std::fs::read(&path).unwrap();
@@ -240,7 +243,11 @@ fn check_finds_nothing_and_then_what_was_damaged() {
     std::fs::write(&path, &content).unwrap();
     let damaged = check(scratch.path(), &device);
     assert!(failure(&damaged, 14).contains("the pool has 1 fault"));
-    assert_eq!(String::from_utf8_lossy(&damaged.stdout).lines().count(), 1);
+    let line = String::from_utf8_lossy(&damaged.stdout).into_owned();
+    assert_eq!(line.lines().count(), 1);
+    for name in ["volume demo", "volume copy", "snapshot demo@monday"] {
+        assert!(line.contains(&format!("{name} at offset 4194304, 4096 bytes")), "{line}");
+    }
     // Off a terminal a repair must be wanted in so many words.
     failure(&check(scratch.path(), &[&device[..], &["--repair"]].concat()), 2);
     let repaired = check(scratch.path(), &[&device[..], &["--repair", "--yes"]].concat());

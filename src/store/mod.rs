@@ -44,7 +44,7 @@ use crate::sync::{Condition, Mutex};
 use crate::units::Uuid;
 
 pub use self::apply::{Applied, Shipment, ShippedMapping, ShippedOperation, ShippedPayload};
-pub use self::check::{CheckMode, CheckReport, Fault, check};
+pub use self::check::{CheckMode, CheckReport, CheckedObject, Fault, Place, check};
 pub use self::commit::WriteOutcome;
 pub use self::core::PlantedFaults;
 pub use self::diff::ChangedRun;
