@@ -57,7 +57,7 @@ enum Verb {
         #[command(subcommand)]
         command: snapshot::SnapshotCommand,
     },
-    /// Copy an image into a volume
+    /// Copy an image into a volume; the rest of the volume becomes zeros
     Import {
         #[command(flatten)]
         import: transfer::Import,
@@ -93,9 +93,9 @@ enum Verb {
         #[command(flatten)]
         flags: status::FlashFlags,
     },
-    /// Wait until background work is done
+    /// Wait until background work is done, such as giving back the space of what was deleted
     Wait(wait::Wait),
-    /// Verify all that is live while the array serves
+    /// Verify all that is live while the array serves; without a command, begin to
     Scrub {
         #[command(subcommand)]
         command: Option<scrub::ScrubCommand>,

@@ -92,7 +92,8 @@ impl SnapshotName {
 /// `snapshot create`.
 #[derive(Debug, Args)]
 pub struct Create {
-    /// The volumes, each as VOLUME or as VOLUME@SNAPSHOT with one and the same name for the snapshots
+    /// The volumes, each as VOLUME or as VOLUME@SNAPSHOT with one and the same name for the snapshots; without one
+    /// they are named by volume and time
     #[arg(required = true, value_name = "VOLUME[@SNAPSHOT]")]
     volumes: Vec<String>,
     /// Free text
@@ -137,7 +138,7 @@ pub struct CloneArguments {
     snapshot: SnapshotName,
     /// Name of the new volume
     name: String,
-    /// Free text
+    /// Free text [default: what it is a clone of]
     #[arg(long)]
     description: Option<String>,
     /// What REST returns, as JSON
@@ -175,7 +176,7 @@ pub struct Diff {
     /// The older snapshot
     #[arg(value_name = "VOLUME@SNAPSHOT", value_parser = parse_snapshot)]
     snapshot: SnapshotName,
-    /// What it is compared with [default: its volume as it is now]
+    /// What it is compared with, also of another volume [default: its volume as it is now]
     #[arg(value_name = "VOLUME[@SNAPSHOT]")]
     to: Option<String>,
     #[command(flatten)]
@@ -188,7 +189,7 @@ pub struct Delete {
     /// The snapshot
     #[arg(value_name = "VOLUME@SNAPSHOT", value_parser = parse_snapshot)]
     snapshot: SnapshotName,
-    /// Also while a client is connected
+    /// Also while a client is connected, which is cut off then
     #[arg(long)]
     force: bool,
     /// Do not ask

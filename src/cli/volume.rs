@@ -40,7 +40,7 @@ pub enum VolumeCommand {
     Show(Show),
     /// Change a volume's name, description or tags; its size is changed by `resize`
     Update(Update),
-    /// Make a volume larger, also while it is in use: clients see it when they connect again
+    /// Make a volume larger (never smaller), also while it is in use: clients see it when they connect again
     Resize(Resize),
     /// Make a writable volume that begins as what this one holds now
     Clone(CloneArguments),
@@ -125,7 +125,7 @@ pub struct CloneArguments {
     volume: String,
     /// Name of the new volume
     name: String,
-    /// Free text
+    /// Free text [default: what it is a clone of]
     #[arg(long)]
     description: Option<String>,
     /// What REST returns, as JSON
@@ -138,7 +138,7 @@ pub struct CloneArguments {
 pub struct Delete {
     /// Its name or id
     volume: String,
-    /// Also while a client is connected
+    /// Also while a client is connected, which is cut off then
     #[arg(long)]
     force: bool,
     /// Do not ask

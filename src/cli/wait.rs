@@ -27,7 +27,7 @@ const QUIET_LOOKS: u32 = 3;
 /// `sinter wait`.
 #[derive(Debug, Args)]
 pub struct Wait {
-    /// What to wait for, parted by commas
+    /// What to wait for, parted by commas; what is not going on is done
     #[arg(long = "for", value_name = "WORK,...", value_delimiter = ',', required = true)]
     work: Vec<Work>,
 }
@@ -35,7 +35,7 @@ pub struct Wait {
 /// Background work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Work {
-    /// Winning back segments
+    /// Winning back segments (garbage collection)
     Gc,
     /// Giving back the space of what was deleted
     Delete,
