@@ -55,7 +55,7 @@ pub use self::options::{Commit, CommitSink, Environment, ObjectInfo, OpenReport,
 pub use self::probe::{DeviceContent, probe};
 pub use self::read::{MappedRun, MappingKind};
 pub use self::scrub::{ScrubState, ScrubStatus};
-pub use self::statistics::{CollectionState, StoreStatistics};
+pub use self::statistics::{CarriedFigures, CollectionState, StoreStatistics};
 pub use self::walk::{OccupiedWalk, ReclaimWalk, Reclaimable};
 pub use crate::format::objects::OPAQUE_BYTES_MAX;
 pub use crate::format::operation::{CLONES_MAX, CloneRecord};

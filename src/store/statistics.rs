@@ -1,10 +1,10 @@
 //! Plain counters of the store, for whoever shows them.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Result;
 use crate::format::root::LifetimeCounters;
-use crate::units::{BLOCK_BYTES, BlockCount, ObjectNumber};
+use crate::units::{BLOCK_BYTES, BlockCount, ByteCount, ObjectNumber};
 
 use super::Store;
 use super::geometry::FRAME_BYTES;
@@ -102,11 +102,12 @@ pub struct StoreStatistics {
     pub erases_avg: f64,
     /// Variance of the erase counts.
     pub erases_variance: f64,
-    /// Segments emptied because they were worn much less than others, since the store was opened.
+    /// Segments emptied because they were worn much less than others, since the store was opened or what
+    /// `continue_counting` goes on from.
     pub levelled_segments: u64,
     /// Live bytes in those, when it was done.
     pub levelled_bytes: u64,
-    /// Bytes of free segments given back to the host since the store was opened.
+    /// Bytes of free segments given back to the host, likewise.
     pub punched_bytes: u64,
     /// Stored bytes of new blocks and those that collection has moved, over those of new blocks; pages are counted
     /// beside (`metadata_bytes_written`).
@@ -161,7 +162,30 @@ pub struct StoreStatistics {
     pub bad_blocks: u64,
 }
 
+/// Figures that no checkpoint holds: whoever kept them hands them in after an opening.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CarriedFigures {
+    /// Segments emptied because they were worn much less than others.
+    pub levelled_segments: u64,
+    /// Live bytes in those.
+    pub levelled: ByteCount,
+    /// Bytes of free segments given back to the host.
+    pub punched: ByteCount,
+}
+
 impl Store {
+    /// Adds what was counted before the store was opened.
+    pub fn continue_counting(&self, before: &CarriedFigures) {
+        let add = |figure: &AtomicU64, amount: u64| {
+            // What was kept outside of the pool may be anything: no sum wraps.
+            let sum = |now: u64| Some(now.saturating_add(amount));
+            let _ = figure.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum);
+        };
+        add(&self.figures.levelled_segments, before.levelled_segments);
+        add(&self.figures.levelled_bytes, before.levelled.0);
+        add(&self.figures.punched_bytes, before.punched.0);
+    }
+
     /// The figures of this moment.
     #[must_use]
     pub fn statistics(&self) -> StoreStatistics {

@@ -117,7 +117,7 @@ pub struct FlashHealth {
 /// Part of the flash metrics.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct WearLeveling {
-    /// Segments whose live data was moved because they were worn less than others, since the start.
+    /// Segments whose live data was moved because they were worn less than others.
     pub blocks_moved: u64,
     /// Variance of the segments' erase counts.
     pub wear_variance: f64,
