@@ -134,9 +134,15 @@ fn volumes_from_the_command_line() {
     assert_eq!((&shown["name"], &shown["description"]), (&"new".into(), &"d".into()));
     assert_eq!(shown["tags"], serde_json::json!({}));
 
-    failure(&daemon.run(&["volume", "show", "data"]), 10);
-    failure(&daemon.run(&["volume", "create", "boot", "1GiB"]), 11);
-    failure(&daemon.run(&["volume", "create", "a/b", "1GiB"]), 2);
+    let error = failure(&daemon.run(&["volume", "show", "data"]), 10);
+    assert!(error.contains("hint: `sinter volume list`"), "{error}");
+    let error = failure(&daemon.run(&["volume", "create", "boot", "1GiB"]), 11);
+    assert!(error.contains("`sinter volume show boot`"), "{error}");
+    let error = failure(&daemon.run(&["volume", "update", "new", "--name", "boot"]), 11);
+    assert!(error.contains("`sinter volume show boot`"), "{error}");
+    for name in ["a/b", "", " ", " a", "a\t", "\u{a0}"] {
+        failure(&daemon.run(&["volume", "create", name, "1GiB"]), 2);
+    }
     failure(&daemon.run(&["volume", "resize", "boot", "1GiB"]), 2);
     let error = failure(&daemon.run(&["volume", "list", "-o", "colour"]), 2);
     assert!(error.contains("hint: the columns are name, size"), "{error}");
@@ -152,9 +158,14 @@ fn status_and_reduction() {
     let daemon = Daemon::start(scratch.path(), &["--volume", "demo:1GiB"]);
     let status = text(&daemon.run(&["status"]));
     assert!(status.contains("healthy") && status.contains("volumes     1, 1.00 GiB provisioned"), "{status}");
+    assert!(status.contains("kept back") && status.contains("\nwritable    "), "{status}");
     assert_eq!(text(&daemon.run(&["status", "-x"])), "");
     let json: Value = serde_json::from_str(&text(&daemon.run(&["status", "--json"]))).unwrap();
     assert_eq!(json["volumes"]["total"], 1);
+    let capacity = |name: &str| json["capacity"][name].as_u64().unwrap();
+    assert_eq!(capacity("reserved_bytes"), capacity("total_bytes") - capacity("usable_bytes"));
+    assert!(capacity("writable_bytes") <= capacity("usable_bytes") - capacity("live_bytes"));
+    assert!(capacity("writable_bytes") < capacity("free_bytes"));
     assert!(text(&daemon.run(&["reduction"])).contains("deduplication"));
     let json: Value = serde_json::from_str(&text(&daemon.run(&["reduction", "--json"]))).unwrap();
     assert_eq!(json["compression"]["algorithm"], "lz4");
@@ -312,4 +323,60 @@ fn what_was_imported_outlives_a_stop_and_a_crash() {
         "demo\t16777216\nlate\t1048576\n"
     );
     assert!(text(&daemon.run(&["volume", "list", "-H", "-o", "id"])).starts_with(&id));
+}
+
+#[test]
+fn what_snapshots_share_is_shown_and_an_estimate_is_marked() {
+    let scratch = Scratch::new();
+    let daemon = Daemon::start(scratch.path(), &["--volume", "demo:16MiB"]);
+    let image = scratch.join("image");
+    std::fs::write(&image, noise(4 << 20, 21)).unwrap();
+    text(&daemon.run(&["import", image.to_str().unwrap(), "demo"]));
+    let sharing = || -> Value {
+        let shown = text(&daemon.run(&["reduction", "--json"]));
+        serde_json::from_str::<Value>(&shown).unwrap()["sharing"].clone()
+    };
+    assert_eq!((&sharing()["held_bytes"], &sharing()["shared_bytes"]), (&(4 << 20).into(), &0.into()));
+    let ratio = text(&daemon.run(&["volume", "list", "-H", "-o", "ratio"]));
+    assert!(ratio.starts_with('~'), "nobody has measured it: {ratio}");
+    let exact = text(&daemon.run(&["volume", "list", "-H", "-p", "-o", "ratio"]));
+    assert!(exact.trim().parse::<f64>().is_ok(), "{exact}");
+    text(&daemon.run(&["snapshot", "create", "demo@one"]));
+    text(&daemon.run(&["volume", "clone", "demo", "copy"]));
+    let found = sharing();
+    let figures = ["held_bytes", "distinct_bytes", "shared_bytes"].map(|name| found[name].as_u64().unwrap());
+    assert_eq!(figures, [12 << 20, 4 << 20, 8 << 20]);
+    let shown = text(&daemon.run(&["reduction"]));
+    assert!(shown.contains("sharing        12.0 MiB") && shown.contains("8.00 MiB of it shared"), "{shown}");
+}
+
+#[test]
+fn an_image_is_not_put_below_a_connected_client_unless_by_force() {
+    let scratch = Scratch::new();
+    let daemon = Daemon::start(scratch.path(), &["--volume", "demo:1MiB"]);
+    let image = scratch.join("image");
+    std::fs::write(&image, noise(4096, 5)).unwrap();
+    let image = image.to_str().unwrap();
+    let address = sinter::export::nbd::client::Address::Unix(daemon.socket());
+    let client = sinter::export::nbd::client::Client::connect(&address, "demo", 1).unwrap();
+    let error = failure(&daemon.run(&["import", "--yes", image, "demo"]), 11);
+    assert!(error.contains("in use") && error.contains("--force"), "{error}");
+    assert!(daemon.run(&["export", "demo", "-"]).stdout.iter().all(|byte| *byte == 0));
+    text(&daemon.run(&["import", "--yes", "--force", image, "demo"]));
+    client.disconnect().unwrap();
+    // Whoever has just gone is not in the way.
+    text(&daemon.run(&["import", "--yes", image, "demo"]));
+}
+
+#[test]
+fn a_scrub_is_waited_for() {
+    let scratch = Scratch::new();
+    let daemon = Daemon::start(scratch.path(), &["--volume", "demo:64MiB"]);
+    let image = scratch.join("image");
+    std::fs::write(&image, noise(8 << 20, 6)).unwrap();
+    text(&daemon.run(&["import", image.to_str().unwrap(), "demo"]));
+    text(&daemon.run(&["wait", "--for", "scrub"]));
+    text(&daemon.run(&["scrub"]));
+    text(&daemon.run(&["wait", "--for", "scrub,delete"]));
+    assert!(text(&daemon.run(&["scrub", "status"])).contains("finished"));
 }

@@ -192,6 +192,7 @@ fn what_is_wrong_is_found_before_a_device_is_touched() {
     let _listener = std::os::unix::net::UnixListener::bind(&listening).unwrap();
     let made = scratch.join("made");
     let new = format!("{},size=256MiB", made.display());
+    let full = scratch.path().to_str().unwrap();
     for (arguments, status) in [
         (["--volume", "bad:0"], 2),
         (["--volume", "a@b:1GiB"], 2),
@@ -200,6 +201,9 @@ fn what_is_wrong_is_found_before_a_device_is_touched() {
         (["--nbd-unix", listening.to_str().unwrap()], 11),
         (["--nbd-unix", nowhere.to_str().unwrap()], 2),
         (["--nbd-unix", long.to_str().unwrap()], 2),
+        (["--fuse", nowhere.to_str().unwrap()], 10),
+        (["--fuse", file.to_str().unwrap()], 2),
+        (["--fuse", full], 11),
     ] {
         let force = ["--force", "--device", path.to_str().unwrap()];
         failure(&serve(scratch.path(), &[&force[..], &arguments].concat()), status);
@@ -256,12 +260,15 @@ fn check_finds_nothing_and_then_what_was_damaged() {
     let image = scratch.join("image");
     std::fs::write(&image, crate::noise(8 << 20, 5)).unwrap();
     text(&daemon.run(&["import", image.to_str().unwrap(), "demo"]));
+    text(&daemon.run(&["snapshot", "create", "demo@monday"]));
+    text(&daemon.run(&["volume", "clone", "demo", "copy"]));
     failure(&check(scratch.path(), &device), 11);
     assert!(daemon.terminate().success());
     for mode in [&[][..], &["--no-recovery"]] {
         let sound = check(scratch.path(), &[&device[..], mode].concat());
         assert!(text(&sound).is_empty());
-        assert!(String::from_utf8_lossy(&sound.stderr).contains("no faults"));
+        let said = String::from_utf8_lossy(&sound.stderr).into_owned();
+        assert!(said.contains("2 volumes, 1 snapshot, ") && said.contains("no faults"), "{said}");
     }
     // Somewhere in the middle of the eight noisy mebibytes a byte rots.
     let mut content = std::fs::read(&path).unwrap();
@@ -272,7 +279,11 @@ fn check_finds_nothing_and_then_what_was_damaged() {
     std::fs::write(&path, &content).unwrap();
     let damaged = check(scratch.path(), &device);
     assert!(failure(&damaged, 14).contains("the pool has 1 fault"));
-    assert_eq!(String::from_utf8_lossy(&damaged.stdout).lines().count(), 1);
+    let line = String::from_utf8_lossy(&damaged.stdout).into_owned();
+    assert_eq!(line.lines().count(), 1);
+    for name in ["volume demo", "volume copy", "snapshot demo@monday"] {
+        assert!(line.contains(&format!("{name} at offset 4194304, 4096 bytes")), "{line}");
+    }
     // Off a terminal a repair must be wanted in so many words.
     failure(&check(scratch.path(), &[&device[..], &["--repair"]].concat()), 2);
     let repaired = check(scratch.path(), &[&device[..], &["--repair", "--yes"]].concat());

@@ -122,3 +122,61 @@ fn the_flash_is_shown() {
     assert!(json(&daemon, &["flash", "--json"])["capacity"]["total_bytes"].as_u64().unwrap() > 15 << 30);
     assert!(text(&daemon.run(&["status"])).contains("snapshots   0"));
 }
+
+#[test]
+fn who_mistakes_a_snapshot_for_a_volume_is_told_the_right_verb() {
+    let scratch = Scratch::new();
+    let daemon = Daemon::start(scratch.path(), &["--volume", "demo:1MiB"]);
+    text(&daemon.run(&["snapshot", "create", "demo@monday"]));
+    for (arguments, status, says) in [
+        (&["snapshot", "show", "demo@nosuch"][..], 10, "Snapshot demo@nosuch not found"),
+        (&["snapshot", "show", "demo@nosuch"], 10, "`sinter snapshot list demo`"),
+        (&["snapshot", "show", "nosuch@monday"], 10, "hint: `sinter volume list`"),
+        (&["snapshot", "list", "nosuch"], 10, "hint: `sinter volume list`"),
+        (&["snapshot", "restore", "demo@monday", "--onto", "nosuch"], 10, "hint: `sinter volume list`"),
+        (&["snapshot", "create", "demo@monday"], 11, "`sinter snapshot list VOLUME`"),
+        (&["snapshot", "clone", "demo@monday", "demo"], 11, "`sinter volume show demo`"),
+        (&["volume", "show", "demo@monday"], 10, "`sinter snapshot show demo@monday`"),
+        (&["volume", "delete", "demo@monday"], 10, "`sinter snapshot delete demo@monday`"),
+        (&["volume", "clone", "demo@monday", "copy"], 10, "`sinter snapshot clone demo@monday NAME`"),
+        (&["volume", "resize", "demo@monday", "1GiB"], 10, "a snapshot cannot be changed"),
+        (&["import", "/dev/null", "demo@monday"], 10, "a snapshot cannot be written to"),
+    ] {
+        let error = failure(&daemon.run(arguments), status);
+        assert!(error.contains(says), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn a_volume_that_grows_by_a_restore_is_said_to() {
+    let scratch = Scratch::new();
+    let daemon = Daemon::start(scratch.path(), &["--volume", "large:4MiB", "--volume", "small:1MiB"]);
+    text(&daemon.run(&["snapshot", "create", "large@s"]));
+    let error = failure(&daemon.run(&["snapshot", "restore", "large@s", "--onto", "small"]), 2);
+    assert!(error.contains("Volume small grows from 1MiB to 4MiB"), "{error}");
+    let size = |name| json(&daemon, &["volume", "show", name, "--json"])["size_bytes"].as_u64().unwrap();
+    assert_eq!(size("small"), 1 << 20);
+    let restored = daemon.run(&["snapshot", "restore", "large@s", "--onto", "small", "--yes"]);
+    let said = String::from_utf8_lossy(&restored.stderr).into_owned();
+    assert!(restored.status.success() && said.contains("Volume small grows"), "{said}");
+    assert_eq!(size("small"), 4 << 20);
+    let same = daemon.run(&["snapshot", "restore", "large@s", "--onto", "small", "--yes"]);
+    assert!(same.status.success() && same.stderr.is_empty(), "{same:?}");
+}
+
+#[test]
+fn space_is_back_once_a_delete_has_been_waited_for() {
+    let scratch = Scratch::new();
+    let daemon = Daemon::start(scratch.path(), &["--volume", "v:64MiB", "--volume", "stays:1MiB"]);
+    let used =
+        |daemon: &Daemon| json(daemon, &["status", "--json"])["capacity"]["used_bytes"].as_u64().unwrap();
+    import(&daemon, &scratch, "v", &noise(48 << 20, 4));
+    let before = used(&daemon);
+    assert!(before >= 48 << 20, "{before}");
+    text(&daemon.run(&["volume", "delete", "v", "--yes"]));
+    text(&daemon.run(&["wait", "--for", "delete"]));
+    let after = used(&daemon);
+    // One segment may hold the end of the volume beside what came after it.
+    assert!(after + (40 << 20) <= before, "{before} bytes were in use, and {after} are");
+    assert_eq!(json(&daemon, &["status", "--json"])["snapshots"]["awaits_checkpoint"], false);
+}

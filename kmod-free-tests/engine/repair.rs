@@ -8,7 +8,7 @@ use sinter::device::faulty::{FaultPlan, FaultyDisk};
 use sinter::error::ErrorKind;
 use sinter::format::page::{PageKey, Table};
 use sinter::store::check::plant::Untruth;
-use sinter::store::{CheckMode, CheckReport, CloneRequest, Store, check};
+use sinter::store::{CheckMode, CheckReport, CloneRequest, Place, Store, check};
 use sinter::sync::seeded::SeededNumbers;
 use sinter::units::{
     BLOCK_BYTES, BlockCount, BlockId, ByteCount, DeviceOffset, Lba, MapNodeId, ObjectNumber,
@@ -253,6 +253,16 @@ fn every_table_can_lose_a_page() {
             }
             damage(&pool, &store, page, copies);
             drop(store);
+            if table == Table::Nodes && copies == stored {
+                let found = run_check(&pool, CheckMode::LastCheckpointOnly);
+                let whole =
+                    |place: &Place| (place.object, place.offset) == (one, 0) && place.length.0 >= SIZE * 4096;
+                assert!(
+                    found.faults.iter().any(|fault| fault.places.iter().any(whole)),
+                    "{:#?}",
+                    found.faults
+                );
+            }
             let repairs = repair(&pool);
             assert!(!repairs.is_empty(), "{page:?}, {copies} copies");
             let store = pool.open();

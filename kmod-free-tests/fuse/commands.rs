@@ -68,6 +68,17 @@ fn a_mount_outlives_the_command_and_goes_with_umount() {
     }
     assert_eq!(list(&daemon)["mounts"][0]["mountpoint"], one.text());
     assert_eq!(list(&daemon)["mounts"][1]["state"], "mounted");
+    let printed = |arguments: &[&str]| String::from_utf8(daemon.run(arguments).stdout).unwrap();
+    for shown in [printed(&["mount"]), printed(&["status"]), printed(&["status", "--json"])] {
+        assert!(shown.contains(one.text()) && shown.contains(two.text()), "{shown}");
+    }
+    let metrics = run("curl", &["--silent", "--fail", &format!("{}/metrics", daemon.url)]);
+    assert!(metrics.contains("\nsinter_fuse_mounts 2\n"), "{metrics}");
+    fails(
+        &daemon.run(&["umount", one.text(), "--url", "http://127.0.0.1:1"]),
+        UNREACHABLE,
+        "asking the array",
+    );
     fails(&daemon.run(&["mount", one.text()]), CONFLICT, "already");
 
     let file = OpenOptions::new().write(true).open(two.join("volumes/disk")).unwrap();
@@ -111,11 +122,7 @@ fn what_cannot_be_mounted_is_refused_and_changes_nothing() {
     fails(&daemon.run(&["umount", "/"]), NOT_FOUND, "not a mount");
     fails(&daemon.run(&["mount", "/", "--url", "http://192.0.2.1:1"]), INVALID, "another machine");
     fails(&daemon.run(&["umount", "/", "--url", "http://192.0.2.1:1"]), INVALID, "another machine");
-    fails(
-        &daemon.run(&["umount", &text("full"), "--url", "http://127.0.0.1:1"]),
-        UNREACHABLE,
-        "asking the array",
-    );
+    fails(&daemon.run(&["umount", &text("full"), "--url", "http://127.0.0.1:1"]), NOT_FOUND, "not a mount");
 
     let status = |method: &str, path: &str, body: &str| {
         let url = format!("{}/api/v1/mounts{path}", daemon.url);

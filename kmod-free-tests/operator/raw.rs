@@ -1,7 +1,7 @@
 //! The smallest NBD client there can be: it asks, and need not listen.
 
-use std::io::Read as _;
-use std::io::Write as _;
+use std::io::Read;
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -12,6 +12,12 @@ pub(crate) const WRITE: u16 = 1;
 pub(crate) fn connect(socket: &Path, export: &str) -> UnixStream {
     let mut stream = UnixStream::connect(socket).unwrap();
     stream.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
+    ask_for(&mut stream, export);
+    stream
+}
+
+/// Comes to terms about an export on a fresh connection.
+pub(crate) fn ask_for(stream: &mut (impl Read + Write), export: &str) {
     let mut greeting = [0; 18];
     stream.read_exact(&mut greeting).unwrap();
     // Both flags: options of any kind, and no zeros after the answer.
@@ -23,7 +29,6 @@ pub(crate) fn connect(socket: &Path, export: &str) -> UnixStream {
     stream.write_all(&ask).unwrap();
     let mut answer = [0; 10];
     stream.read_exact(&mut answer).unwrap();
-    stream
 }
 
 /// A request, with the data of a write behind it.
@@ -39,7 +44,7 @@ pub(crate) fn request(command: u16, cookie: u64, offset: u64, length: u32, data:
 }
 
 /// The error of the next answer, which carries no data, and the request that it answers.
-pub(crate) fn answer(stream: &mut UnixStream) -> (u32, u64) {
+pub(crate) fn answer(stream: &mut impl Read) -> (u32, u64) {
     let mut bytes = [0; 16];
     stream.read_exact(&mut bytes).unwrap();
     assert_eq!(bytes[..4], 0x6744_6698u32.to_be_bytes());

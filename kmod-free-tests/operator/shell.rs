@@ -123,7 +123,9 @@ fn the_manual_has_a_page_for_every_verb() {
         check_page(&folder.join(name), name);
     }
     let create = std::fs::read_to_string(folder.join("sinter-volume-create.1")).unwrap();
+    let tags = "[\\fB\\-\\-tag\\fR \\fIKEY=VALUE\\fR]...";
     assert!(create.contains("\\-\\-description") && create.contains("sinter volume create"), "{create}");
+    assert!(create.contains(tags) && create.contains("\\fINAME\\fR \\fISIZE\\fR\n"), "{create}");
 
     let refused =
         sinter(scratch.path()).args(["man", "--dir"]).arg(folder.join("sinter.1")).output().unwrap();
@@ -137,6 +139,8 @@ fn check_page(path: &Path, name: &str) {
     for section in [".SH NAME", ".SH SYNOPSIS", ".SH DESCRIPTION", ".SH \"EXIT STATUS\""] {
         assert!(page.contains(section), "{name} has no {section}");
     }
+    assert_eq!(page.to_lowercase().matches("exit status").count(), 1, "{page}");
+    assert!(page.contains("\n.TP\n\\fB130\\fR\ninterrupted\n"), "{page}");
     if have("groff", "that it formats the manual's pages") {
         let said = run("groff", &["-man", "-Tascii", "-ww", "-z", path.to_str().unwrap()], b"");
         assert_eq!(said, "", "{name}");

@@ -103,3 +103,30 @@ fn a_pool_that_fills_up_says_so_first_and_why_until_it_has_room_again() {
     assert!(get(&daemon, "/health").contains("\"healthy\""));
     assert!(get(&daemon, "/metrics").contains("\nsinter_pool_near_full 0\n"));
 }
+
+/// The figures that are kept beside the pool go on after a restart, for the pool that they were counted in.
+#[test]
+fn wear_that_was_evened_out_is_counted_over_restarts() {
+    let scratch = Scratch::new();
+    let file = scratch.join("history.json");
+    let moved = |daemon: &Daemon| {
+        let metrics: serde_json::Value = serde_json::from_str(&get(daemon, "/api/v1/metrics/flash")).unwrap();
+        metrics["wear_leveling"]["blocks_moved"].as_u64().unwrap()
+    };
+    let daemon = Daemon::start(scratch.path(), &[]);
+    assert_eq!(moved(&daemon), 0);
+    assert!(daemon.terminate().success());
+    let mut kept: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    kept["totals"]["levelled_segments"] = 5.into();
+    std::fs::write(&file, kept.to_string()).unwrap();
+    for _ in 0..2 {
+        let daemon = Daemon::start(scratch.path(), &[]);
+        assert_eq!(moved(&daemon), 5);
+        assert!(get(&daemon, "/metrics").contains("\nsinter_wear_levelled_bytes_total 0\n"));
+        assert!(daemon.terminate().success());
+    }
+    kept["totals"]["pool"] = "another".into();
+    std::fs::write(&file, kept.to_string()).unwrap();
+    let daemon = Daemon::start(scratch.path(), &[]);
+    assert_eq!(moved(&daemon), 0, "they are another pool's");
+}

@@ -13,6 +13,12 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    /// The value of a header, in lower case like its name.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let mut lines = self.headers.split("\r\n").skip(1).filter_map(|line| line.split_once(": "));
+        lines.find_map(|(found, value)| (found == name).then_some(value))
+    }
+
     pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))

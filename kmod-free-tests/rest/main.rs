@@ -64,6 +64,7 @@ fn the_array_describes_itself() {
     assert_eq!(status["problems"], json!([]));
     assert_eq!(status["volumes"]["total"], 1);
     assert_eq!(status["volumes"]["provisioned_bytes"], 1u64 << 30);
+    assert_eq!(status["mounts"], json!([]));
     assert!(status["time"].as_str().unwrap().ends_with('Z'));
 
     let reduction = get(url, "/api/v1/metrics/reduction").json();
@@ -122,6 +123,7 @@ fn a_volume_lives() {
     assert!(volume["created_at"].as_str().unwrap().ends_with('Z'));
     let id = volume["id"].as_str().unwrap();
     assert_eq!(id.len(), 36);
+    assert_eq!(answer.header("location"), Some(format!("/api/v1/volumes/{id}").as_str()));
 
     for which in [id, "production-db"] {
         assert_eq!(get(url, &format!("/api/v1/volumes/{which}")).json(), volume);
@@ -234,6 +236,10 @@ fn bad_requests_change_nothing() {
         ("POST", volumes, json!({"name": "a/b", "size_gb": 1}).to_string()),
         ("POST", volumes, json!({"name": "..", "size_gb": 1}).to_string()),
         ("POST", volumes, json!({"name": "a\nb", "size_gb": 1}).to_string()),
+        ("POST", volumes, json!({"name": " ", "size_gb": 1}).to_string()),
+        ("POST", volumes, json!({"name": "a ", "size_gb": 1}).to_string()),
+        ("POST", "/api/v1/volumes/one/snapshots", json!({"name": " s"}).to_string()),
+        ("POST", "/api/v1/volumes/one/clone", json!({"name": "\u{a0}"}).to_string()),
         ("POST", volumes, json!({"name": uuid, "size_gb": 1}).to_string()),
         ("POST", volumes, json!({"name": "x", "size_gb": 0}).to_string()),
         ("POST", volumes, json!({"name": "x", "size_gb": 1025}).to_string()),

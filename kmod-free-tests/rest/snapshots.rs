@@ -22,6 +22,8 @@ fn take(url: &str, volume: &str, name: &str) -> Value {
     let body = json!({ "name": name }).to_string();
     let answer = send(url, "POST", &format!("/api/v1/volumes/{volume}/snapshots"), &body);
     assert_eq!(answer.status, 201, "{}", String::from_utf8_lossy(&answer.body));
+    let path = answer.header("location").unwrap();
+    assert_eq!(get(url, path).json()["name"], name, "{path}");
     answer.json()
 }
 

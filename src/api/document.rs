@@ -78,6 +78,13 @@ fn responses(route: &Route, generator: &mut SchemaGenerator, problem: &Value) ->
         .insert("default".to_owned(), json!({ "description": "What else may go wrong", "content": refusal }));
     if route.status < 300 {
         let mut success = json!({ "description": http_status(route.status) });
+        // Several things at once have no place in common.
+        if route.status == 201 && route.id != "create_snapshot_group" {
+            success["headers"] = json!({ "Location": {
+                "description": "The path of what was made",
+                "schema": { "type": "string" },
+            } });
+        }
         if let Some(shape) = route.answer {
             success["content"] = json!({ "application/json": { "schema": shape(generator) } });
         }

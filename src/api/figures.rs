@@ -36,6 +36,7 @@ use crate::api::types::FlashSummary;
 use crate::api::types::OverallReduction;
 use crate::api::types::PatternRemoval;
 use crate::api::types::ReductionMetrics;
+use crate::api::types::Sharing;
 use crate::api::types::SnapshotSums;
 use crate::api::types::VolumeMetrics;
 use crate::api::types::VolumeSums;
@@ -102,7 +103,15 @@ fn reduction_metrics(status: &ArrayStatus) -> ReductionMetrics {
             dedupe: store.dedup_saved_bytes,
             compression: store.compression_saved_bytes,
         },
+        sharing: sharing(store),
     }
+}
+
+fn sharing(store: &StoreStatistics) -> Sharing {
+    let held = store.mapped_blocks;
+    let distinct = store.referenced_blocks.min(held);
+    let bytes = |blocks: u64| BlockCount(blocks).bytes().0;
+    Sharing { held_bytes: bytes(held), distinct_bytes: bytes(distinct), shared_bytes: bytes(held - distinct) }
 }
 
 fn flash_metrics(store: &StoreStatistics) -> FlashMetrics {

@@ -1,5 +1,6 @@
 //! The routes of mounts: volumes and snapshots as files in a directory of the array's machine.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use crate::api::problem::Problem;
 use crate::api::request;
 use crate::api::types::Mount;
 use crate::api::types::MountList;
+use crate::api::volumes;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -66,7 +68,20 @@ pub(super) async fn create(State(service): State<Arc<Service>>, call: Call) -> A
         return Err(Problem::field("mountpoint", "mountpoint must be an absolute path"));
     }
     let mount = blocking(&service, move |mounts| mounts.mount(Path::new(&asked.mountpoint))).await?;
-    Ok((StatusCode::CREATED, Json(mount)).into_response())
+    let path = format!("/api/v1/mounts/{}", encoded(&mount.mountpoint));
+    Ok(volumes::created(&path, mount))
+}
+
+/// The text as one segment of a path.
+fn encoded(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+        out
+    })
 }
 
 pub(super) async fn remove(State(service): State<Arc<Service>>, mut call: Call) -> Answer {

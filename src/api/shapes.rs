@@ -10,13 +10,15 @@ use schemars::json_schema;
 fn name() -> Schema {
     json_schema!({
         "type": "string",
-        "description": "1 to 255 bytes of UTF-8, no control characters, no `@` or `/`, not `.` or `..`, not of the \
-                        form of a UUID",
+        "description": "1 to 255 bytes of UTF-8, no control characters, no blank at the beginning or end, no `@` or `/`, \
+                        not `.` or `..`, not of the form of a UUID",
         "minLength": 1,
         "maxLength": 255,
         "pattern": "^[^\\u0000-\\u001f\\u007f-\\u009f@/]+$",
         "not": { "anyOf": [
             { "enum": [".", ".."] },
+            { "pattern": "^\\s" },
+            { "pattern": "\\s$" },
             { "pattern": "^[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$" },
         ] },
     })

@@ -44,7 +44,8 @@ pub(super) async fn create(State(service): State<Arc<Service>>, call: Call) -> A
     let volume = call.which.clone();
     let new = new_snapshot(request::create_snapshot(&call.json(MANAGEMENT_BODY_MAX).await?)?);
     let info = service.blocking(move |array| array.create_snapshot(&volume, &new)).await?;
-    Ok((StatusCode::CREATED, Json(view::snapshot(info))).into_response())
+    let path = format!("/api/v1/volumes/{}/snapshots/{}", info.volume_id, info.id);
+    Ok(volumes::created(&path, view::snapshot(info)))
 }
 
 pub(super) async fn create_group(State(service): State<Arc<Service>>, call: Call) -> Answer {
@@ -128,7 +129,7 @@ pub(super) async fn clone(State(service): State<Arc<Service>>, call: Call) -> An
             array.clone_snapshot(SnapshotWhich { volume: &volume, snapshot: &snapshot }, &new)
         })
         .await?;
-    Ok(volumes::answer(StatusCode::OK, info))
+    Ok(volumes::answer(info))
 }
 
 pub(super) async fn restore(State(service): State<Arc<Service>>, mut call: Call) -> Answer {
@@ -144,5 +145,5 @@ pub(super) async fn restore(State(service): State<Arc<Service>>, mut call: Call)
             array.restore_snapshot(SnapshotWhich { volume: &volume, snapshot: &snapshot }, &target)
         })
         .await?;
-    Ok(volumes::answer(StatusCode::OK, info))
+    Ok(volumes::answer(info))
 }

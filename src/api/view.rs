@@ -7,6 +7,7 @@ use crate::api::types::ChangedRange;
 use crate::api::types::ClusterState;
 use crate::api::types::Endpoints;
 use crate::api::types::HealthState;
+use crate::api::types::Mount;
 use crate::api::types::RangeKind;
 use crate::api::types::Snapshot;
 use crate::api::types::Status;
@@ -102,6 +103,7 @@ pub(super) fn status(
     status: ArrayStatus,
     id: Uuid,
     endpoints: Endpoints,
+    mounts: Vec<Mount>,
     now: std::time::Duration,
     uptime: std::time::Duration,
 ) -> Status {
@@ -116,11 +118,14 @@ pub(super) fn status(
             uptime_seconds: uptime.as_secs(),
         },
         endpoints,
+        mounts,
         capacity: StatusCapacity {
             total_bytes: store.capacity_bytes,
             usable_bytes: store.usable_bytes,
             used_bytes: store.used_bytes,
             free_bytes: store.free_bytes,
+            writable_bytes: store.writable_bytes,
+            reserved_bytes: store.capacity_bytes.saturating_sub(store.usable_bytes),
             live_bytes: store.live_bytes,
             metadata_bytes: store.metadata_bytes,
         },
@@ -137,7 +142,11 @@ pub(super) fn status(
         },
         snapshots: StatusSnapshots {
             total: status.snapshots,
-            pending_releases: store.nodes_waiting + store.nodes_let_go + store.leaves_borrowing,
+            pending_releases: store
+                .nodes_waiting
+                .saturating_add(store.nodes_let_go)
+                .saturating_add(store.leaves_borrowing),
+            awaits_checkpoint: store.awaits_checkpoint,
         },
         garbage_collection: StatusCollection {
             state: figures::collection_state(store),

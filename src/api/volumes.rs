@@ -6,8 +6,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::ETAG;
+use axum::http::header::LOCATION;
 use axum::response::IntoResponse;
 use axum::response::Response;
+use serde::Serialize;
 
 use crate::api::Service;
 use crate::api::call::Call;
@@ -30,9 +32,14 @@ use crate::units::ByteCount;
 type Answer = Result<Response, Problem>;
 
 /// A volume, with the tag by which a later change can be made conditional.
-pub(super) fn answer(status: StatusCode, info: VolumeInfo) -> Response {
+pub(super) fn answer(info: VolumeInfo) -> Response {
     let tag = condition::tag(info.version);
-    (status, [(ETAG, tag)], Json(view::volume(info))).into_response()
+    ([(ETAG, tag)], Json(view::volume(info))).into_response()
+}
+
+/// The answer to what was made, with the path under which it is found from now on.
+pub(super) fn created(path: &str, body: impl Serialize) -> Response {
+    (StatusCode::CREATED, [(LOCATION, path)], Json(body)).into_response()
 }
 
 /// The volume that is named, in one of the versions that the client has seen, if it says so.
@@ -52,7 +59,9 @@ pub(super) async fn create(State(service): State<Arc<Service>>, call: Call) -> A
         tags: asked.tags,
     };
     let info = service.blocking(|array| array.create_volume(new)).await?;
-    Ok(answer(StatusCode::CREATED, info))
+    let path = format!("/api/v1/volumes/{}", info.id);
+    let tag = condition::tag(info.version);
+    Ok(([(ETAG, tag)], created(&path, view::volume(info))).into_response())
 }
 
 pub(super) async fn list(State(service): State<Arc<Service>>, mut call: Call) -> Answer {
@@ -74,7 +83,7 @@ pub(super) async fn show(State(service): State<Arc<Service>>, call: Call) -> Ans
             Ok(info)
         })
         .await?;
-    Ok(answer(StatusCode::OK, info))
+    Ok(answer(info))
 }
 
 pub(super) async fn update(State(service): State<Arc<Service>>, call: Call) -> Answer {
@@ -82,7 +91,7 @@ pub(super) async fn update(State(service): State<Arc<Service>>, call: Call) -> A
     let asked = request::update_volume(&call.json(MANAGEMENT_BODY_MAX).await?)?;
     let update = VolumeUpdate { name: asked.name, description: asked.description, tags: asked.tags };
     let change = move |array: &Array| array.update_volume(which(&name, versions.as_deref()), update);
-    Ok(answer(StatusCode::OK, service.blocking(change).await?))
+    Ok(answer(service.blocking(change).await?))
 }
 
 pub(super) async fn delete(State(service): State<Arc<Service>>, mut call: Call) -> Answer {
@@ -100,7 +109,7 @@ pub(super) async fn resize(State(service): State<Arc<Service>>, call: Call) -> A
     let asked = request::resize_volume(&call.json(MANAGEMENT_BODY_MAX).await?)?;
     let size = ByteCount(asked.size_bytes);
     let resize = move |array: &Array| array.resize_volume(which(&name, versions.as_deref()), size);
-    Ok(answer(StatusCode::OK, service.blocking(resize).await?))
+    Ok(answer(service.blocking(resize).await?))
 }
 
 pub(super) async fn clone(State(service): State<Arc<Service>>, call: Call) -> Answer {
@@ -108,5 +117,5 @@ pub(super) async fn clone(State(service): State<Arc<Service>>, call: Call) -> An
     let asked = request::clone_volume(&call.json(MANAGEMENT_BODY_MAX).await?)?;
     let new = NewClone { name: asked.name, description: asked.description };
     let info = service.blocking(move |array| array.clone_volume(&name, &new)).await?;
-    Ok(answer(StatusCode::OK, info))
+    Ok(answer(info))
 }

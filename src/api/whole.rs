@@ -59,10 +59,17 @@ pub(super) async fn arrays(State(service): State<Arc<Service>>, call: Call) -> A
 
 pub(super) async fn status(State(service): State<Arc<Service>>, call: Call) -> Answer {
     call.query.finish()?;
-    let status = service.blocking(|array| Ok(array.status())).await?;
+    let control = service.mounts.clone();
+    let (status, mounts) = service
+        .blocking(move |array| {
+            let mounts = control.map(|control| control.list()).unwrap_or_default();
+            Ok((array.status(), mounts))
+        })
+        .await?;
     let clock = &service.clock;
     let uptime = clock.monotonic().saturating_sub(service.started);
     let endpoints = service.endpoints.clone();
-    let status = view::status(status, service.array.id(), endpoints, clock.since_unix_epoch(), uptime);
+    let (id, now) = (service.array.id(), clock.since_unix_epoch());
+    let status = view::status(status, id, endpoints, mounts, now, uptime);
     Ok(Json(status).into_response())
 }

@@ -10,6 +10,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::store::CarriedFigures;
+use crate::units::ByteCount;
 use crate::units::Uuid;
 
 use super::Array;
@@ -45,11 +47,23 @@ struct Use {
     last_ms: Option<u64>,
 }
 
+/// Sums that the store counts while it is open, and goes on with from here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Totals {
+    /// Of which pool.
+    pool: String,
+    levelled_segments: u64,
+    levelled_bytes: u64,
+    punched_bytes: u64,
+}
+
 /// What was seen over time.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     samples: Vec<Sample>,
     volumes: BTreeMap<String, Use>,
+    #[serde(default)]
+    totals: Totals,
 }
 
 /// A straight line through a figure over time.
@@ -157,7 +171,17 @@ impl Array {
     pub fn observe(&self) -> bool {
         let (status, volumes) = (self.status(), self.volumes());
         let now_ms = self.now_ms();
-        self.history.lock().observe(now_ms, &status, &volumes)
+        let store = &status.store;
+        let totals = Totals {
+            pool: self.id().to_string(),
+            levelled_segments: store.levelled_segments,
+            levelled_bytes: store.levelled_bytes,
+            punched_bytes: store.punched_bytes,
+        };
+        let mut history = self.history.lock();
+        let counted = history.totals != totals;
+        history.totals = totals;
+        history.observe(now_ms, &status, &volumes) || counted
     }
 
     /// What was seen so far.
@@ -166,11 +190,19 @@ impl Array {
         self.history.lock().clone()
     }
 
-    /// Goes on from what was seen before the restart.
+    /// Goes on from what was seen before the restart; to be called once at most.
     pub fn set_history(&self, mut history: History) {
         history.samples.sort_unstable_by_key(|sample| sample.at_ms);
         history.samples.dedup_by_key(|sample| sample.at_ms);
         history.thin_out();
+        let Totals { pool, levelled_segments, levelled_bytes, punched_bytes } = &history.totals;
+        if *pool == self.id().to_string() {
+            self.store.continue_counting(&CarriedFigures {
+                levelled_segments: *levelled_segments,
+                levelled: ByteCount(*levelled_bytes),
+                punched: ByteCount(*punched_bytes),
+            });
+        }
         *self.history.lock() = history;
     }
 

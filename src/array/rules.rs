@@ -23,9 +23,9 @@ fn invalid(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::Invalid, what)
 }
 
-/// Whether a volume or snapshot may have this name: 1 to 255 bytes, no control characters, no `@` (it parts a
-/// volume's name from a snapshot's) and no `/`, neither `.` nor `..`, and not of the form of a UUID
-/// (every verb takes a name or an id).
+/// Whether a volume or snapshot may have this name: 1 to 255 bytes, no control characters, no blank at its
+/// beginning or end (nobody sees it), no `@` (it parts a volume's name from a snapshot's) and no `/`, neither
+/// `.` nor `..`, and not of the form of a UUID (every verb takes a name or an id).
 ///
 /// # Errors
 /// `Invalid`, saying which rule is broken.
@@ -38,6 +38,9 @@ pub fn check_name(name: &str) -> Result<()> {
     }
     if name.chars().any(char::is_control) {
         return Err(invalid("a name holds no control characters"));
+    }
+    if name.trim() != name {
+        return Err(invalid(format!("name \"{name}\": a name neither begins nor ends with a blank")));
     }
     if name.contains(['@', '/']) {
         return Err(invalid(format!("name {name}: '@' and '/' are not allowed")));
@@ -110,6 +113,7 @@ mod tests {
             "a.b",
             "...",
             "a7a7a7a7a7a747a7a7a7a7a7a7a7a7a7",
+            "a  b",
             &"x".repeat(255),
         ] {
             assert!(check_name(good).is_ok(), "{good}");
@@ -119,6 +123,12 @@ mod tests {
             "",
             ".",
             "..",
+            " ",
+            " \u{3000} ",
+            " a",
+            "a ",
+            "a\u{a0}",
+            "\u{2028}a",
             "a@b",
             "a/b",
             "a\nb",

@@ -1,11 +1,14 @@
 //! `sinter check`: looks at a pool that nobody serves.
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
 
 use crate::cli::output;
 use crate::cli::progress::Progress;
+use crate::cli::volume::one_line;
 use crate::daemon;
 use crate::daemon::config;
 use crate::daemon::config::Config;
@@ -16,9 +19,16 @@ use crate::daemon::failure::Outcome;
 use crate::daemon::pool;
 use crate::daemon::quantity::round_size;
 use crate::error::ErrorKind;
+use crate::format::catalog::Record;
+use crate::format::catalog::RecordKind;
 use crate::store;
 use crate::store::CheckMode;
+use crate::store::CheckedObject;
+use crate::store::Fault;
+use crate::store::Place;
 use crate::units::ByteCount;
+use crate::units::ObjectNumber;
+use crate::units::Uuid;
 
 /// `sinter check`.
 #[derive(Debug, Args)]
@@ -81,20 +91,22 @@ pub fn run(check: Check) -> Outcome {
     if report.repairs_more > 0 {
         output::data(format!("and {} repairs more\n", report.repairs_more))?;
     }
+    let names = Names::of(&report.objects);
     for fault in &report.faults {
-        output::data(format!("{}\n", fault.what))?;
+        output::data(format!("{}{}\n", fault.what, names.places(fault)))?;
     }
     if report.faults_more > 0 {
         output::data(format!("and {} faults more\n", report.faults_more))?;
     }
     let faults = report.faults.len() as u64 + report.faults_more;
     output::note(&format!(
-        "{} volumes, {} map nodes, {} blocks, {} verified: {}",
-        report.objects,
+        "{}, {}, {} map nodes, {} blocks, {} verified: {}",
+        counted(names.volumes, "volume"),
+        counted(names.snapshots, "snapshot"),
         report.nodes,
         report.blocks,
         round_size(ByteCount(report.bytes_verified)),
-        counted(faults)
+        counted(faults, "fault")
     ));
     if faults == 0 {
         return Ok(());
@@ -108,13 +120,70 @@ pub fn run(check: Check) -> Outcome {
         }
         _ => "what is damaged reads as an I/O error, and must come from a copy; --repair mends the rest",
     };
-    Err(Failure::new(ErrorKind::Corrupt, format!("the pool has {}", counted(faults))).hint(hint))
+    Err(Failure::new(ErrorKind::Corrupt, format!("the pool has {}", counted(faults, "fault"))).hint(hint))
 }
 
-fn counted(faults: u64) -> String {
-    match faults {
-        0 => "no faults".to_owned(),
-        1 => "1 fault".to_owned(),
-        _ => format!("{faults} faults"),
+/// So many of them; `noun` takes an s where there is not one.
+fn counted(number: u64, noun: &str) -> String {
+    match number {
+        0 => format!("no {noun}s"),
+        1 => format!("1 {noun}"),
+        _ => format!("{number} {noun}s"),
+    }
+}
+
+/// What the pool's objects are called.
+struct Names {
+    by_number: BTreeMap<ObjectNumber, (String, ByteCount)>,
+    volumes: u64,
+    snapshots: u64,
+}
+
+impl Names {
+    fn of(objects: &[CheckedObject]) -> Names {
+        let mut names = Names { by_number: BTreeMap::new(), volumes: 0, snapshots: 0 };
+        let records: Vec<Option<Record>> =
+            objects.iter().map(|object| Record::decode(&object.opaque).ok()).collect();
+        let living: BTreeMap<Uuid, &str> = records
+            .iter()
+            .flatten()
+            .filter(|record| record.kind == RecordKind::Volume)
+            .map(|record| (record.id, record.name.as_str()))
+            .collect();
+        for (object, record) in objects.iter().zip(&records) {
+            let name = match record.as_ref().map(|record| (&record.kind, &record.name)) {
+                Some((RecordKind::Volume, name)) => {
+                    names.volumes += 1;
+                    format!("volume {name}")
+                }
+                Some((RecordKind::Snapshot { of, of_name }, name)) => {
+                    names.snapshots += 1;
+                    format!("snapshot {}@{name}", living.get(of).copied().unwrap_or(of_name))
+                }
+                None => format!("object {}, whose name cannot be read,", object.number),
+            };
+            names.by_number.insert(object.number, (one_line(&name), object.size));
+        }
+        names
+    }
+
+    /// Where clients meet the fault, to stand behind what it is.
+    fn places(&self, fault: &Fault) -> String {
+        let mut text = String::new();
+        for (index, place) in fault.places.iter().enumerate() {
+            text.push_str(if index == 0 { ": " } else { ", " });
+            let Place { object, offset, length } = place;
+            let (name, size) = match self.by_number.get(object) {
+                Some((name, size)) => (name.clone(), *size),
+                None => (format!("object {object}"), ByteCount(u64::MAX)),
+            };
+            let end = offset.saturating_add(length.0).min(size.0);
+            let _ = write!(text, "{name} at offset {offset}, {} bytes", end.saturating_sub(*offset));
+        }
+        if fault.places_more > 0 {
+            let _ = write!(text, ", and {}", counted(fault.places_more, "place"));
+            text.push_str(" more");
+        }
+        text
     }
 }

@@ -1,18 +1,19 @@
 //! `sinter man`: the manual, one page a verb, made from the help texts.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
 
+use clap::Arg;
+use clap::ArgAction;
 use clap::Args;
 use clap::Command;
 
 use crate::cli::output;
+use crate::daemon::failure::EXIT_STATUSES;
 use crate::daemon::failure::Outcome;
 use crate::error::Error;
 use crate::error::ErrorKind;
-
-/// What the generator calls the text that ends each help, and what it is.
-const LAST_SECTION: (&str, &str) = (".SH EXTRA\n", ".SH \"EXIT STATUS\"\n");
 
 /// `sinter man`.
 #[derive(Debug, Args)]
@@ -59,7 +60,78 @@ fn render(command: &Command) -> (String, String) {
         .source(concat!("sinter ", env!("CARGO_PKG_VERSION")))
         .manual("Sinter");
     let mut text = Vec::new();
-    page.render(&mut text).expect("memory takes all that is written to it");
-    let text = String::from_utf8_lossy(&text).replace(LAST_SECTION.0, LAST_SECTION.1);
-    (page.get_filename(), text)
+    let rendered = page
+        .render_title(&mut text)
+        .and_then(|()| page.render_name_section(&mut text))
+        .and_then(|()| text.write_all(synopsis(command).as_bytes()))
+        .and_then(|()| page.render_description_section(&mut text))
+        .and_then(|()| page.render_options_section(&mut text));
+    let rendered = rendered.and_then(|()| {
+        if command.has_subcommands() { page.render_subcommands_section(&mut text) } else { Ok(()) }
+    });
+    rendered.expect("memory takes all that is written to it");
+    text.extend(exit_statuses().into_bytes());
+    (page.get_filename(), String::from_utf8_lossy(&text).into_owned())
+}
+
+/// How the command is written: each flag with the value that it takes, in the order of the help.
+fn synopsis(command: &Command) -> String {
+    let name = command.get_bin_name().unwrap_or_else(|| command.get_name());
+    let mut text = format!(".SH SYNOPSIS\n{}", bold(name));
+    let is_asked = |argument: &&Arg| {
+        let tells =
+            matches!(argument.get_action(), ArgAction::Help | ArgAction::HelpShort | ArgAction::Version);
+        !argument.is_hide_set() && !tells
+    };
+    let (places, flags): (Vec<&Arg>, Vec<&Arg>) =
+        command.get_arguments().filter(is_asked).partition(|argument| argument.is_positional());
+    for argument in flags.into_iter().chain(places) {
+        text.push_str(&format!(" {}", usage(argument)));
+    }
+    if command.has_subcommands() {
+        let word = italic("COMMAND");
+        text.push_str(&if command.is_subcommand_required_set() {
+            format!(" {word}")
+        } else {
+            format!(" [{word}]")
+        });
+    }
+    text.push('\n');
+    text
+}
+
+/// One flag or value, in brackets where it may be left out, with dots where there may be several.
+fn usage(argument: &Arg) -> String {
+    let flag = argument.get_long().map(|long| format!("--{long}"));
+    let flag = flag.or_else(|| argument.get_short().map(|short| format!("-{short}")));
+    let names = argument.get_value_names().unwrap_or_default();
+    let values: Vec<String> = match argument.get_action().takes_values() {
+        true => names.iter().map(|name| italic(name)).collect(),
+        false => Vec::new(),
+    };
+    let words: Vec<String> = flag.iter().map(|flag| bold(flag)).chain(values).collect();
+    let dots = if matches!(argument.get_action(), ArgAction::Append) { "..." } else { "" };
+    match argument.is_required_set() {
+        true => format!("{}{dots}", words.join(" ")),
+        false => format!("[{}]{dots}", words.join(" ")),
+    }
+}
+
+fn exit_statuses() -> String {
+    let lines = EXIT_STATUSES
+        .map(|(status, meaning)| format!(".TP\n{}\n{meaning}\n", bold(&(status as u8).to_string())));
+    format!(".SH \"EXIT STATUS\"\n{}", lines.concat())
+}
+
+fn bold(text: &str) -> String {
+    format!("\\fB{}\\fR", plain(text))
+}
+
+fn italic(text: &str) -> String {
+    format!("\\fI{}\\fR", plain(text))
+}
+
+/// The text with what the language would take for its own escaped.
+fn plain(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('-', "\\-")
 }

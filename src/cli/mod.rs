@@ -12,9 +12,9 @@ use clap::Subcommand;
 
 use crate::cli::client::Client;
 use crate::cli::client::DEFAULT_URL;
-use crate::daemon::failure::EXIT_STATUS_HELP;
 use crate::daemon::failure::ExitStatus;
 use crate::daemon::failure::Outcome;
+use crate::daemon::failure::exit_status_help;
 
 pub mod check;
 pub mod client;
@@ -57,7 +57,7 @@ enum Verb {
         #[command(subcommand)]
         command: snapshot::SnapshotCommand,
     },
-    /// Copy an image into a volume
+    /// Copy an image into a volume; the rest of the volume becomes zeros
     Import {
         #[command(flatten)]
         import: transfer::Import,
@@ -67,7 +67,7 @@ enum Verb {
         #[command(flatten)]
         export: transfer::Export,
     },
-    /// Mount the volumes and snapshots as files
+    /// Mount the volumes and snapshots as files, or list the mounts
     Mount {
         #[command(flatten)]
         command: mount::MountCommand,
@@ -93,9 +93,9 @@ enum Verb {
         #[command(flatten)]
         flags: status::FlashFlags,
     },
-    /// Wait until background work is done
+    /// Wait until background work is done, such as giving back the space of what was deleted
     Wait(wait::Wait),
-    /// Verify all that is live while the array serves
+    /// Verify all that is live while the array serves; without a command, begin to
     Scrub {
         #[command(subcommand)]
         command: Option<scrub::ScrubCommand>,
@@ -144,7 +144,7 @@ fn command() -> Command {
 
 /// Every help text ends with the list of exit statuses.
 fn with_exit_statuses(command: Command) -> Command {
-    command.after_help(EXIT_STATUS_HELP).mut_subcommands(with_exit_statuses)
+    command.after_help(exit_status_help()).mut_subcommands(with_exit_statuses)
 }
 
 /// Help and version are data and success; all else is wrong usage.

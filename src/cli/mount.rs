@@ -7,10 +7,16 @@ use clap::Args;
 
 use crate::api::types::CreateMount;
 use crate::api::types::Mount;
+use crate::api::types::MountList;
+use crate::api::types::MountState;
 use crate::cli::client::Client;
 use crate::cli::client::mount_path;
 use crate::cli::client::parse;
 use crate::cli::output;
+use crate::cli::table;
+use crate::cli::table::Cell;
+use crate::cli::table::Column;
+use crate::cli::table::ListFlags;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
 use crate::error::Error;
@@ -20,8 +26,9 @@ use crate::export::fuse::host;
 /// `sinter mount`.
 #[derive(Debug, Args)]
 pub struct MountCommand {
-    /// An empty directory: volumes/NAME and snapshots/VOLUME/SNAPSHOT appear in it
-    mountpoint: PathBuf,
+    /// An empty directory: volumes/NAME and snapshots/VOLUME/SNAPSHOT appear in it; without one, all mounts are
+    /// listed
+    mountpoint: Option<PathBuf>,
     /// What REST returns, as JSON
     #[arg(long)]
     json: bool,
@@ -37,13 +44,46 @@ pub struct UmountCommand {
     lazy: bool,
 }
 
-/// Has the array mounted on a directory of this machine.
+const COLUMNS: &[Column<Mount>] = &[
+    Column { name: "mountpoint", cell: |it, _| Cell::Text(it.mountpoint.clone()) },
+    Column { name: "state", cell: |it, _| Cell::Text(state(it.state).to_owned()) },
+    #[expect(clippy::cast_precision_loss, reason = "only for sorting")]
+    Column {
+        name: "open_files",
+        cell: |it, _| Cell::Number(it.open_files as f64, it.open_files.to_string()),
+    },
+];
+
+fn state(state: MountState) -> &'static str {
+    match state {
+        MountState::Mounted => "mounted",
+        MountState::Detached => "detached",
+    }
+}
+
+/// Lists the array's mounts.
+fn list(client: &Client, json: bool) -> Outcome {
+    let answer = client.get_text("/api/v1/mounts")?;
+    if json {
+        return output::data(answer + "\n");
+    }
+    let mounts = parse::<MountList>(&answer)?.mounts;
+    let all: Vec<&str> = COLUMNS.iter().map(|column| column.name).collect();
+    output::data(table::render(&mounts, COLUMNS, &all, &ListFlags::default())?)?;
+    if mounts.is_empty() {
+        output::note("no mounts yet; `sinter mount DIR` makes one");
+    }
+    Ok(())
+}
+
+/// Has the array mounted on a directory of this machine; without a directory, lists its mounts.
 ///
 /// # Errors
 /// `Invalid` for an array on another machine; what the array answered.
 pub fn mount(client: &Client, command: MountCommand) -> Outcome {
-    let point = command.mountpoint.canonicalize().map_err(|error| {
-        let shown = command.mountpoint.display();
+    let Some(wanted) = command.mountpoint else { return list(client, command.json) };
+    let point = wanted.canonicalize().map_err(|error| {
+        let shown = wanted.display();
         let kind = match error.kind() {
             std::io::ErrorKind::NotFound => ErrorKind::NotFound,
             std::io::ErrorKind::NotConnected => ErrorKind::Busy,
@@ -89,15 +129,14 @@ pub fn umount(client: &Client, command: &UmountCommand) -> Outcome {
 /// Takes a mount away that nobody serves any more; `failure` is why the array could not do it.
 fn clean_up(point: &Path, failure: Failure) -> Outcome {
     let shown = point.display();
+    // The host knows all mounts of this machine, whether the array answers or not.
     let Some(mount) = host::mount_at(point)? else {
-        return match failure.error.kind() {
-            ErrorKind::NotFound => {
-                Err(Failure::new(ErrorKind::NotFound, format!("{shown} is not a mount of Sinter")))
-            }
-            _ => Err(failure),
-        };
+        return Err(Failure::new(ErrorKind::NotFound, format!("{shown} is not a mount of Sinter")));
     };
     if !host::is_dead(point) {
+        if failure.error.kind() == ErrorKind::Unreachable {
+            return Err(failure);
+        }
         let what = format!("{shown} is served by another array (pool {})", mount.pool);
         return Err(Failure::new(ErrorKind::Busy, what).hint("--url or SINTER_URL says where that one is"));
     }

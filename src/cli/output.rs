@@ -75,3 +75,10 @@ pub fn confirm(question: &str, yes: bool) -> Outcome {
     }
     Err(Failure::new(ErrorKind::Unsupported, "not confirmed, nothing was changed"))
 }
+
+/// The text as one word of a shell.
+#[must_use]
+pub fn shell_word(text: &str) -> String {
+    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~/:%+=,@[]".contains(&byte));
+    if plain && !text.is_empty() { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}

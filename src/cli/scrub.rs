@@ -46,7 +46,9 @@ pub fn run(client: &Client, command: Option<ScrubCommand>) -> Outcome {
     match command.unwrap_or(ScrubCommand::Start) {
         ScrubCommand::Start => {
             client.post(PATH, &serde_json::json!({}))?;
-            output::note("scrub has started; `sinter scrub status` shows how far it has come");
+            output::note(
+                "scrub has started; `sinter scrub status` shows how far it has come, `sinter wait --for scrub` waits for it",
+            );
             Ok(())
         }
         ScrubCommand::Stop => client.delete(PATH),
@@ -54,12 +56,28 @@ pub fn run(client: &Client, command: Option<ScrubCommand>) -> Outcome {
             let answer = client.get_text(PATH)?;
             let scrub: Scrub = parse(&answer)?;
             output::data(if flags.json { answer + "\n" } else { describe(&scrub) })?;
-            match scrub.errors {
-                0 => Ok(()),
-                errors => Err(Failure::new(ErrorKind::Corrupt, format!("scrub has found {errors} errors"))
-                    .hint("stop the array and run `sinter check` to see all that is damaged")),
-            }
+            outcome(&scrub)
         }
+    }
+}
+
+/// How far the newest scrub has come.
+///
+/// # Errors
+/// What the array answered.
+pub fn fetch(client: &Client) -> Outcome<Scrub> {
+    parse(&client.get_text(PATH)?)
+}
+
+/// Whether what the scrub has read is intact.
+///
+/// # Errors
+/// `Corrupt` where it is not.
+pub fn outcome(scrub: &Scrub) -> Outcome {
+    match scrub.errors {
+        0 => Ok(()),
+        errors => Err(Failure::new(ErrorKind::Corrupt, format!("scrub has found {errors} errors"))
+            .hint("stop the array and run `sinter check` to see all that is damaged")),
     }
 }
 

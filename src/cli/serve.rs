@@ -7,6 +7,7 @@ use clap::Args;
 
 use crate::cli::client::DEFAULT_URL;
 use crate::cli::output;
+use crate::cli::output::shell_word;
 use crate::daemon;
 use crate::daemon::ServeOptions;
 use crate::daemon::Serving;
@@ -33,7 +34,8 @@ pub struct Serve {
     /// Where the pool file and the state are kept [default: ~/.local/share/sinter]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// A file or block device of the pool; with a size the file is made if it is missing
+    /// A file or block device of the pool, the same ones at every start; with a size the file is made if it is
+    /// missing. May be given more than once
     #[arg(long = "device", value_name = "PATH[,size=16GiB]")]
     devices: Vec<String>,
     /// Take over devices that hold something else: all they hold is lost
@@ -54,10 +56,10 @@ pub struct Serve {
     /// Mount the volumes as files on this empty directory
     #[arg(long, value_name = "DIR")]
     fuse: Option<String>,
-    /// Serve addresses that are not loopback, to everyone who reaches them
+    /// Serve addresses that are not loopback: whoever reaches them can read and delete everything
     #[arg(long)]
     insecure_open: bool,
-    /// A volume that is made if it is missing
+    /// A volume that is made if it is missing, and left as it is if not. May be given more than once
     #[arg(long = "volume", value_name = "NAME:SIZE", value_parser = volume)]
     volumes: Vec<(String, ByteCount)>,
     /// Print the configuration in force, and stop
@@ -156,12 +158,6 @@ fn announcement(serving: &Serving) -> String {
 fn program() -> String {
     let called = std::env::args().next().filter(|called| called.contains('/'));
     called.unwrap_or_else(|| "sinter".to_owned())
-}
-
-/// The text as one word of a shell.
-fn shell_word(text: &str) -> String {
-    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~/:%+=,@[]".contains(&byte));
-    if plain && !text.is_empty() { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 fn volume(text: &str) -> Result<(String, ByteCount), String> {

@@ -15,11 +15,13 @@ use crate::api::types::Snapshot;
 use crate::api::types::SnapshotDiff;
 use crate::api::types::SnapshotGroup;
 use crate::api::types::SnapshotList;
+use crate::api::types::Volume;
 use crate::cli::client::Client;
 use crate::cli::client::parse;
 use crate::cli::client::snapshot_path;
 use crate::cli::client::volume_path;
 use crate::cli::output;
+use crate::cli::output::shell_word;
 use crate::cli::table;
 use crate::cli::table::Cell;
 use crate::cli::table::Column;
@@ -27,10 +29,12 @@ use crate::cli::table::ListFlags;
 use crate::cli::volume;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
+use crate::daemon::quantity::show_size;
 use crate::daemon::uri::encode;
 use crate::error::ErrorKind;
 use crate::sync::Condition;
 use crate::sync::Mutex;
+use crate::units::ByteCount;
 
 /// How often it is looked whether what a snapshot holds alone has been counted, and how many times.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
@@ -48,7 +52,7 @@ pub enum SnapshotCommand {
     Show(Show),
     /// Make a writable volume that begins as the snapshot
     Clone(CloneArguments),
-    /// Make a new volume of the snapshot, or put it in place of what a volume holds
+    /// Make a new volume of the snapshot or, with --onto, put it in place of what a volume holds
     Restore(Restore),
     /// List what has changed since a snapshot
     Diff(Diff),
@@ -88,7 +92,8 @@ impl SnapshotName {
 /// `snapshot create`.
 #[derive(Debug, Args)]
 pub struct Create {
-    /// The volumes, each as VOLUME or as VOLUME@SNAPSHOT with one and the same name for the snapshots
+    /// The volumes, each as VOLUME or as VOLUME@SNAPSHOT with one and the same name for the snapshots; without one
+    /// they are named by volume and time
     #[arg(required = true, value_name = "VOLUME[@SNAPSHOT]")]
     volumes: Vec<String>,
     /// Free text
@@ -133,7 +138,7 @@ pub struct CloneArguments {
     snapshot: SnapshotName,
     /// Name of the new volume
     name: String,
-    /// Free text
+    /// Free text [default: what it is a clone of]
     #[arg(long)]
     description: Option<String>,
     /// What REST returns, as JSON
@@ -147,7 +152,8 @@ pub struct Restore {
     /// The snapshot
     #[arg(value_name = "VOLUME@SNAPSHOT", value_parser = parse_snapshot)]
     snapshot: SnapshotName,
-    /// The volume whose data is replaced, by name or id; without one a new volume is made
+    /// The volume whose data is replaced, by name or id; it grows if the snapshot is larger. Without it a new
+    /// volume is made
     #[arg(long, value_name = "VOLUME")]
     onto: Option<String>,
     /// Name of the new volume [default: the old one's name and -restored]
@@ -170,7 +176,7 @@ pub struct Diff {
     /// The older snapshot
     #[arg(value_name = "VOLUME@SNAPSHOT", value_parser = parse_snapshot)]
     snapshot: SnapshotName,
-    /// What it is compared with [default: its volume as it is now]
+    /// What it is compared with, also of another volume [default: its volume as it is now]
     #[arg(value_name = "VOLUME[@SNAPSHOT]")]
     to: Option<String>,
     #[command(flatten)]
@@ -183,7 +189,7 @@ pub struct Delete {
     /// The snapshot
     #[arg(value_name = "VOLUME@SNAPSHOT", value_parser = parse_snapshot)]
     snapshot: SnapshotName,
-    /// Also while a client is connected
+    /// Also while a client is connected, which is cut off then
     #[arg(long)]
     force: bool,
     /// Do not ask
@@ -244,7 +250,10 @@ pub fn run(client: &Client, command: SnapshotCommand) -> Outcome {
         SnapshotCommand::Clone(arguments) => {
             let body = CloneVolume { name: arguments.name, description: arguments.description };
             let path = format!("{}/clone", arguments.snapshot.path());
-            volume::show(&client.post(&path, &body).map_err(with_hint)?, arguments.json, false)
+            let answer = client
+                .post(&path, &body)
+                .map_err(|failure| with_hint(volume::taken(failure, &body.name), &arguments.snapshot))?;
+            volume::show(&answer, arguments.json, false)
         }
         SnapshotCommand::Restore(arguments) => restore(client, arguments),
         SnapshotCommand::Diff(arguments) => diff(client, &arguments),
@@ -252,11 +261,15 @@ pub fn run(client: &Client, command: SnapshotCommand) -> Outcome {
             let SnapshotName { volume, snapshot } = &arguments.snapshot;
             if !arguments.yes {
                 // Nobody is asked about what does not exist.
-                client.get_text(&arguments.snapshot.path()).map_err(with_hint)?;
+                client
+                    .get_text(&arguments.snapshot.path())
+                    .map_err(|failure| with_hint(failure, &arguments.snapshot))?;
             }
             output::confirm(&format!("Snapshot {volume}@{snapshot} will be lost."), arguments.yes)?;
             let force = if arguments.force { "?force=true" } else { "" };
-            client.delete(&format!("{}{force}", arguments.snapshot.path())).map_err(with_hint)
+            client
+                .delete(&format!("{}{force}", arguments.snapshot.path()))
+                .map_err(|failure| with_hint(failure, &arguments.snapshot))
         }
     }
 }
@@ -266,7 +279,7 @@ fn measured(client: &Client, snapshot: &SnapshotName) -> Outcome<String> {
     let (still, pause) = (Mutex::new(()), Condition::new());
     let mut looks = 0;
     loop {
-        let answer = client.get_text(&snapshot.path()).map_err(with_hint)?;
+        let answer = client.get_text(&snapshot.path()).map_err(|failure| with_hint(failure, snapshot))?;
         looks += 1;
         if looks == LOOKS_MAX || parse::<Snapshot>(&answer)?.reclaimable_bytes.is_some() {
             return Ok(answer);
@@ -275,11 +288,28 @@ fn measured(client: &Client, snapshot: &SnapshotName) -> Outcome<String> {
     }
 }
 
-/// The command that helps, by what went wrong.
-pub fn with_hint(failure: Failure) -> Failure {
+/// The command that helps, by what went wrong with this snapshot.
+pub fn with_hint(failure: Failure, name: &SnapshotName) -> Failure {
+    if failure.error.kind() != ErrorKind::NotFound || failure.hint.is_some() {
+        return volume::with_hint(failure);
+    }
+    let SnapshotName { volume, snapshot } = name;
+    // The array is asked for a snapshot of a volume, and so names only the one of both that it misses.
+    if failure.error.what() == format!("Snapshot {snapshot} not found") {
+        return Failure::new(ErrorKind::NotFound, format!("Snapshot {volume}@{snapshot} not found"))
+            .hint(format!("`sinter snapshot list {}` shows the snapshots there are", shell_word(volume)));
+    }
+    if failure.error.what() == format!("Volume {volume} not found") {
+        return failure.hint("`sinter volume list` shows the volumes, `sinter snapshot list` all snapshots");
+    }
+    volume::with_hint(failure)
+}
+
+/// As `with_hint`, where a snapshot was to be taken: the name that is taken is a snapshot's.
+fn not_taken(failure: Failure) -> Failure {
     match failure.error.kind() {
-        ErrorKind::NotFound if failure.hint.is_none() => {
-            failure.hint("`sinter snapshot list` shows the snapshots there are")
+        ErrorKind::Exists => {
+            failure.hint("choose another name: `sinter snapshot list VOLUME` shows those that are taken")
         }
         _ => volume::with_hint(failure),
     }
@@ -306,16 +336,15 @@ fn take(client: &Client, create: Create) -> Outcome {
     let snapshot =
         CreateSnapshot { name, description: create.description, tags: create.tags.into_iter().collect() };
     if let [volume] = volumes.as_slice() {
-        let answer = client
-            .post(&format!("{}/snapshots", volume_path(volume)), &snapshot)
-            .map_err(volume::with_hint)?;
+        let answer =
+            client.post(&format!("{}/snapshots", volume_path(volume)), &snapshot).map_err(not_taken)?;
         if create.json {
             return output::data(answer + "\n");
         }
         return output::data(table::describe(&parse::<Snapshot>(&answer)?, COLUMNS, false));
     }
     let body = CreateSnapshotGroup { volumes, snapshot };
-    let answer = client.post("/api/v1/snapshots", &body).map_err(volume::with_hint)?;
+    let answer = client.post("/api/v1/snapshots", &body).map_err(not_taken)?;
     if create.json {
         return output::data(answer + "\n");
     }
@@ -341,13 +370,41 @@ fn list(client: &Client, arguments: &List) -> Outcome {
 }
 
 fn restore(client: &Client, arguments: Restore) -> Outcome {
-    if let Some(volume) = &arguments.onto {
-        output::confirm(&format!("What volume {volume} holds will be lost."), arguments.yes)?;
-    }
+    let growth = match &arguments.onto {
+        Some(target) => confirm_restore(client, &arguments, target)?,
+        None => None,
+    };
     let force = if arguments.force { "?force=true" } else { "" };
     let path = format!("{}/restore{force}", arguments.snapshot.path());
+    let new_name = arguments.name.clone().unwrap_or_default();
     let body = RestoreSnapshot { target_volume_id: arguments.onto, name: arguments.name };
-    volume::show(&client.post(&path, &body).map_err(with_hint)?, arguments.json, false)
+    let answer = client
+        .post(&path, &body)
+        .map_err(|failure| with_hint(volume::taken(failure, &new_name), &arguments.snapshot))?;
+    if let Some(growth) = growth.filter(|_| arguments.yes) {
+        output::note(&growth);
+    }
+    volume::show(&answer, arguments.json, false)
+}
+
+/// Asks before a volume's data is replaced. Where the volume grows by it, the sentence that says so.
+fn confirm_restore(client: &Client, arguments: &Restore, target: &str) -> Outcome<Option<String>> {
+    // Nobody is asked about what does not exist.
+    let name = &arguments.snapshot;
+    let answer = client.get_text(&name.path()).map_err(|failure| with_hint(failure, name))?;
+    let snapshot: Snapshot = parse(&answer)?;
+    let answer = client.get_text(&volume_path(target)).map_err(volume::with_hint)?;
+    let target: Volume = parse(&answer)?;
+    let growth = (snapshot.size_bytes > target.size_bytes).then(|| {
+        let [from, to] = [target.size_bytes, snapshot.size_bytes].map(|bytes| show_size(ByteCount(bytes)));
+        format!("Volume {} grows from {from} to {to}, the size of the snapshot.", target.name)
+    });
+    let mut question = format!("What volume {} holds will be lost.", target.name);
+    if let Some(growth) = &growth {
+        question.push_str(&format!(" {growth}"));
+    }
+    output::confirm(&question, arguments.yes)?;
+    Ok(growth)
 }
 
 /// Asks for the whole difference, answer by answer.
@@ -358,7 +415,8 @@ fn diff(client: &Client, arguments: &Diff) -> Outcome {
     let mut next = Some(0);
     while let Some(offset) = next {
         let path = format!("{}/diff?offset={offset}{to}", arguments.snapshot.path());
-        let part: SnapshotDiff = parse(&client.get_text(&path).map_err(with_hint)?)?;
+        let answer = client.get_text(&path).map_err(|failure| with_hint(failure, &arguments.snapshot))?;
+        let part: SnapshotDiff = parse(&answer)?;
         next = part.next_offset;
         match &mut whole {
             Some(whole) => whole.ranges.extend(part.ranges),

@@ -7,12 +7,14 @@ use clap::Args;
 use crate::api::types::CollectionState;
 use crate::api::types::FlashMetrics;
 use crate::api::types::HealthState;
+use crate::api::types::MountState;
 use crate::api::types::ReductionMetrics;
 use crate::api::types::Status;
 use crate::api::types::Trouble;
 use crate::cli::client::Client;
 use crate::cli::client::parse;
 use crate::cli::output;
+use crate::cli::volume::one_line;
 use crate::daemon::failure::Outcome;
 use crate::daemon::quantity::round_size;
 use crate::units::ByteCount;
@@ -88,11 +90,13 @@ fn describe(status: &Status, text: &mut String) {
     let capacity = &status.capacity;
     let _ = writeln!(
         text,
-        "pool        {} used of {}, {} free",
+        "pool        {} used of {}, {} free, {} kept back for collection and checkpoints",
         size(capacity.used_bytes),
         size(capacity.total_bytes),
-        size(capacity.free_bytes)
+        size(capacity.free_bytes),
+        size(capacity.reserved_bytes)
     );
+    let _ = writeln!(text, "writable    {} more, before reduction", size(capacity.writable_bytes));
     let _ = writeln!(
         text,
         "live        {} of {} usable ({} %), {} of it metadata",
@@ -144,6 +148,14 @@ fn describe(status: &Status, text: &mut String) {
         if let Some(uri) = uri {
             let _ = writeln!(text, "{label:<11} {uri}");
         }
+    }
+    for mount in &status.mounts {
+        let files = match mount.open_files {
+            1 => "1 file open".to_owned(),
+            files => format!("{files} files open"),
+        };
+        let ending = if mount.state == MountState::Detached { ", taken away but for these" } else { "" };
+        let _ = writeln!(text, "mount       {} ({files}{ending})", one_line(&mount.mountpoint));
     }
     let next = if volumes.total == 0 { "sinter volume create NAME SIZE" } else { "sinter volume list" };
     let _ = writeln!(text, "next        {next}");
@@ -255,6 +267,13 @@ pub fn reduction(client: &Client, flags: &ReductionFlags) -> Outcome {
         metrics.compression.ratio,
         metrics.compression.algorithm,
         size(metrics.bytes_saved.compression)
+    );
+    let sharing = &metrics.sharing;
+    let _ = writeln!(
+        text,
+        "sharing        {} in volumes and snapshots together, {} of it shared by snapshots and clones (or repeated words)",
+        size(sharing.held_bytes),
+        size(sharing.shared_bytes)
     );
     output::data(text)
 }

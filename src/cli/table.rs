@@ -41,10 +41,10 @@ pub struct Column<T> {
 /// How a list is to be shown.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ListFlags {
-    /// No header, and tabs between the columns
+    /// No header, and tabs between the columns: for scripts
     #[arg(short = 'H')]
     pub no_header: bool,
-    /// Columns to show, parted by commas
+    /// Columns to show, parted by commas; the answer to an unknown one lists them
     #[arg(short = 'o', value_name = "COLUMN,...", value_delimiter = ',')]
     pub columns: Vec<String>,
     /// Column to sort by

@@ -3,12 +3,14 @@
 use std::io::Read;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
 use crate::api::types::ArrayList;
 use crate::api::types::Snapshot;
 use crate::api::types::Volume;
+use crate::api::types::VolumeState;
 use crate::cli::client::Client;
 use crate::cli::client::parse;
 use crate::cli::client::snapshot_path;
@@ -18,6 +20,7 @@ use crate::cli::image::Sink;
 use crate::cli::image::Stretch;
 use crate::cli::image::stretches;
 use crate::cli::output;
+use crate::cli::output::shell_word;
 use crate::cli::progress::Progress;
 use crate::cli::snapshot;
 use crate::cli::snapshot::parse_snapshot;
@@ -29,6 +32,8 @@ use crate::daemon::uri::NbdEndpoint;
 use crate::error::ErrorKind;
 use crate::export::nbd::client::Address;
 use crate::export::nbd::client::Client as NbdClient;
+use crate::sync::Condition;
+use crate::sync::Mutex;
 use crate::units::ByteCount;
 
 /// Requests that are under way at a time.
@@ -36,6 +41,10 @@ const DEPTH: usize = 16;
 
 /// Most bytes of one request.
 const CHUNK_BYTES: u32 = 1 << 20;
+
+/// How often, and how many times, it is looked whether a volume's clients have gone.
+const GONE_INTERVAL: Duration = Duration::from_millis(100);
+const GONE_LOOKS: u32 = 10;
 
 /// The stretch of a volume whose holes are asked for at once, in bytes.
 const WINDOW_BYTES: u64 = 1 << 30;
@@ -48,6 +57,9 @@ pub struct Import {
     file: PathBuf,
     /// The volume to fill, by name or id
     volume: String,
+    /// Also while a client is connected to the volume, which would see its data change
+    #[arg(long)]
+    force: bool,
     /// Do not ask before data in the volume is overwritten
     #[arg(short, long)]
     yes: bool,
@@ -73,8 +85,11 @@ pub struct Export {
 /// What the array or the operating system said; `Invalid` for an image larger than the volume.
 pub fn import(client: &Client, import: Import) -> Outcome {
     let volume = find_volume(client, &import.volume).map_err(|failure| match failure.error.kind() {
+        ErrorKind::NotFound if import.volume.contains('@') => {
+            failure.hint("a snapshot cannot be written to: name a volume")
+        }
         ErrorKind::NotFound => {
-            failure.hint(format!("`sinter volume create {} SIZE` makes it", import.volume))
+            failure.hint(format!("`sinter volume create {} SIZE` makes it", shell_word(&import.volume)))
         }
         _ => failure,
     })?;
@@ -82,9 +97,12 @@ pub fn import(client: &Client, import: Import) -> Outcome {
     if let Some(len) = image.len().filter(|len| len.0 > volume.size_bytes) {
         let (has, len) = (show_size(ByteCount(volume.size_bytes)), show_size(len));
         let what = format!("volume {} has {has}, the image {len}", volume.name);
-        return Err(Failure::new(ErrorKind::Invalid, what)
-            .hint(format!("`sinter volume resize {} {len}` makes it large enough", volume.name)));
+        return Err(Failure::new(ErrorKind::Invalid, what).hint(format!(
+            "`sinter volume resize {} {len}` makes it large enough",
+            shell_word(&volume.name)
+        )));
     }
+    let volume = if import.force { volume } else { unused(client, volume)? };
     // An empty volume is zero already.
     let must_zero = volume.used_bytes > 0;
     if must_zero {
@@ -191,11 +209,27 @@ fn find_source(client: &Client, source: &str) -> Outcome<(String, String)> {
         let volume = find_volume(client, source)?;
         return Ok((format!("volume {}", volume.name), volume.name));
     };
-    let answer =
-        client.get_text(&snapshot_path(&name.volume, &name.snapshot)).map_err(snapshot::with_hint)?;
+    let answer = client
+        .get_text(&snapshot_path(&name.volume, &name.snapshot))
+        .map_err(|failure| snapshot::with_hint(failure, &name))?;
     let found: Snapshot = parse(&answer)?;
     let what = format!("snapshot {}@{}", found.volume_name, found.name);
     Ok((what, format!("{}@{}", found.volume_id, found.id)))
+}
+
+/// The volume, if no client is connected to it. One that has just gone is noticed within moments.
+fn unused(client: &Client, mut volume: Volume) -> Outcome<Volume> {
+    let (still, pause) = (Mutex::new(()), Condition::new());
+    for _ in 0..GONE_LOOKS {
+        if volume.state == VolumeState::Available {
+            return Ok(volume);
+        }
+        drop(pause.wait_for(still.lock(), GONE_INTERVAL));
+        volume = find_volume(client, &volume.id)?;
+    }
+    let what =
+        format!("volume {} is in use: a client is connected, and would see its data change", volume.name);
+    Err(Failure::new(ErrorKind::Busy, what).hint("disconnect its clients first, or say --force"))
 }
 
 fn find_volume(client: &Client, volume: &str) -> Outcome<Volume> {

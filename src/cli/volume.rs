@@ -16,6 +16,7 @@ use crate::cli::client::Client;
 use crate::cli::client::parse;
 use crate::cli::client::volume_path;
 use crate::cli::output;
+use crate::cli::output::shell_word;
 use crate::cli::table;
 use crate::cli::table::Cell;
 use crate::cli::table::Column;
@@ -32,14 +33,14 @@ use crate::units::ByteCount;
 pub enum VolumeCommand {
     /// Make a volume; it takes space only as it is written
     Create(Create),
-    /// List the volumes
+    /// List the volumes; a ratio with ~ is an estimate from the whole pool's
     #[command(visible_alias = "ls")]
     List(ListFlags),
-    /// Show one volume
+    /// Show one volume; a ratio with ~ is an estimate until it has been measured
     Show(Show),
-    /// Change a volume's name, description or tags
+    /// Change a volume's name, description or tags; its size is changed by `resize`
     Update(Update),
-    /// Make a volume larger
+    /// Make a volume larger (never smaller), also while it is in use: clients see it when they connect again
     Resize(Resize),
     /// Make a writable volume that begins as what this one holds now
     Clone(CloneArguments),
@@ -51,7 +52,7 @@ pub enum VolumeCommand {
 /// `volume create`.
 #[derive(Debug, Args)]
 pub struct Create {
-    /// Its name: 1 to 255 bytes, no `@` and no `/`
+    /// Its name: 1 to 255 bytes, no `@`, no `/`, no blank at its beginning or end
     name: String,
     /// Its size, such as 10GiB (also 10G), 10GB or plain bytes
     #[arg(value_parser = parse_size)]
@@ -93,7 +94,7 @@ pub struct Update {
     /// The new description
     #[arg(long)]
     description: Option<String>,
-    /// A new label; the ones given take the place of all old ones
+    /// A label; may be given more than once, and takes the place of all labels there were
     #[arg(long = "tag", id = "tags", value_name = "KEY=VALUE", value_parser = tag)]
     tags: Vec<(String, String)>,
     /// Take all labels off
@@ -109,7 +110,7 @@ pub struct Update {
 pub struct Resize {
     /// Its name or id
     volume: String,
-    /// The new size, larger than the old one
+    /// The new size as a whole, not what is added: such as 20GiB (also 20G), 20GB or plain bytes
     #[arg(value_parser = parse_size)]
     size: ByteCount,
     /// What REST returns, as JSON
@@ -124,7 +125,7 @@ pub struct CloneArguments {
     volume: String,
     /// Name of the new volume
     name: String,
-    /// Free text
+    /// Free text [default: what it is a clone of]
     #[arg(long)]
     description: Option<String>,
     /// What REST returns, as JSON
@@ -137,7 +138,7 @@ pub struct CloneArguments {
 pub struct Delete {
     /// Its name or id
     volume: String,
-    /// Also while a client is connected
+    /// Also while a client is connected, which is cut off then
     #[arg(long)]
     force: bool,
     /// Do not ask
@@ -151,7 +152,11 @@ const COLUMNS: &[Column<Volume>] = &[
     Column { name: "used", cell: |volume, exact| bytes(volume.used_bytes, exact) },
     Column {
         name: "ratio",
-        cell: |volume, _| Cell::Number(volume.reduction_ratio, format!("{:.2}", volume.reduction_ratio)),
+        cell: |volume, exact| {
+            // Programs, which ask for exact figures, have `reduction_is_estimate` in the JSON.
+            let mark = if volume.reduction_is_estimate && !exact { "~" } else { "" };
+            Cell::Number(volume.reduction_ratio, format!("{mark}{:.2}", volume.reduction_ratio))
+        },
     },
     Column { name: "state", cell: |volume, _| Cell::Text(state(volume.state).to_owned()) },
     Column { name: "id", cell: |volume, _| Cell::Text(volume.id.clone()) },
@@ -176,40 +181,52 @@ pub fn run(client: &Client, command: VolumeCommand) -> Outcome {
                 description: create.description,
                 tags: create.tags.into_iter().collect(),
             };
-            let answer = client.post("/api/v1/volumes", &body).map_err(with_hint)?;
+            let answer = client
+                .post("/api/v1/volumes", &body)
+                .map_err(|failure| with_hint(taken(failure, &body.name)))?;
             show(&answer, create.json, false)
         }
         VolumeCommand::List(flags) => list(client, &flags),
         VolumeCommand::Show(arguments) => {
-            let answer = client.get_text(&volume_path(&arguments.volume)).map_err(with_hint)?;
+            let path = volume_path(&arguments.volume);
+            let answer =
+                client.get_text(&path).map_err(|failure| no_volume(failure, &arguments.volume, "show"))?;
             show(&answer, arguments.json, arguments.exact)
         }
         VolumeCommand::Update(update) => {
             let tags = (update.no_tags || !update.tags.is_empty()).then(|| update.tags.into_iter().collect());
             let body = UpdateVolume { name: update.name, description: update.description, tags };
-            let answer = client.put(&volume_path(&update.volume), &body).map_err(with_hint)?;
+            let answer = client.put(&volume_path(&update.volume), &body).map_err(|failure| {
+                let name = body.name.as_deref().unwrap_or_default();
+                no_volume(taken(failure, name), &update.volume, "update")
+            })?;
             show(&answer, update.json, false)
         }
         VolumeCommand::Resize(resize) => {
             let path = format!("{}/resize", volume_path(&resize.volume));
+            let body = ResizeVolume { size_bytes: resize.size.0 };
             let answer =
-                client.post(&path, &ResizeVolume { size_bytes: resize.size.0 }).map_err(with_hint)?;
+                client.post(&path, &body).map_err(|failure| no_volume(failure, &resize.volume, "resize"))?;
             show(&answer, resize.json, false)
         }
         VolumeCommand::Clone(clone) => {
             let path = format!("{}/clone", volume_path(&clone.volume));
             let body = CloneVolume { name: clone.name, description: clone.description };
-            show(&client.post(&path, &body).map_err(with_hint)?, clone.json, false)
+            let answer = client
+                .post(&path, &body)
+                .map_err(|failure| no_volume(taken(failure, &body.name), &clone.volume, "clone"))?;
+            show(&answer, clone.json, false)
         }
         VolumeCommand::Delete(delete) => {
+            let hint = |failure| no_volume(failure, &delete.volume, "delete");
             if !delete.yes {
                 // Nobody is asked about what does not exist.
-                client.get_text(&volume_path(&delete.volume)).map_err(with_hint)?;
+                client.get_text(&volume_path(&delete.volume)).map_err(hint)?;
             }
             let question = format!("Volume {} and what it holds now will be lost.", delete.volume);
             output::confirm(&question, delete.yes)?;
             let force = if delete.force { "?force=true" } else { "" };
-            client.delete(&format!("{}{force}", volume_path(&delete.volume))).map_err(with_hint)
+            client.delete(&format!("{}{force}", volume_path(&delete.volume))).map_err(hint)
         }
     }
 }
@@ -218,12 +235,35 @@ pub fn run(client: &Client, command: VolumeCommand) -> Outcome {
 pub fn with_hint(failure: Failure) -> Failure {
     let hint = match failure.error.kind() {
         ErrorKind::NotFound => "`sinter volume list` shows the volumes there are",
-        ErrorKind::Exists => "choose another name, or see `sinter volume show NAME`",
+        ErrorKind::Exists => "choose another name: `sinter volume list` shows those that are taken",
         ErrorKind::Busy => "disconnect its clients first, or say --force",
         ErrorKind::NoSpace => "`sinter status` shows the space; deletes and trims give some back",
         _ => return failure,
     };
     if failure.hint.is_some() { failure } else { failure.hint(hint) }
+}
+
+/// The command that helps where the volume that was to be made exists already, and no hint for anything else.
+pub fn taken(failure: Failure, name: &str) -> Failure {
+    if failure.error.kind() != ErrorKind::Exists || name.is_empty() {
+        return failure;
+    }
+    failure.hint(format!("choose another name; `sinter volume show {}` shows that one", shell_word(name)))
+}
+
+/// As [`with_hint`], where `verb` was to do something with this volume: a snapshot has verbs of its own.
+fn no_volume(failure: Failure, volume: &str, verb: &str) -> Failure {
+    if failure.error.kind() != ErrorKind::NotFound || !volume.contains('@') {
+        return with_hint(failure);
+    }
+    let word = shell_word(volume);
+    failure.hint(match verb {
+        "show" | "delete" => format!("that is how a snapshot is written: `sinter snapshot {verb} {word}`"),
+        "clone" => format!("that is how a snapshot is written: `sinter snapshot clone {word} NAME`"),
+        _ => {
+            format!("a snapshot cannot be changed; `sinter snapshot clone {word} NAME` makes a volume of it")
+        }
+    })
 }
 
 fn list(client: &Client, flags: &ListFlags) -> Outcome {

@@ -5,11 +5,13 @@ use std::time::Duration;
 use clap::Args;
 use clap::ValueEnum;
 
+use crate::api::scrub::ScrubPhase;
 use crate::api::types::CollectionState;
 use crate::api::types::Status;
 use crate::cli::client::Client;
 use crate::cli::client::parse;
 use crate::cli::progress::Progress;
+use crate::cli::scrub;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
 use crate::error::ErrorKind;
@@ -25,7 +27,7 @@ const QUIET_LOOKS: u32 = 3;
 /// `sinter wait`.
 #[derive(Debug, Args)]
 pub struct Wait {
-    /// What to wait for, parted by commas
+    /// What to wait for, parted by commas; what is not going on is done
     #[arg(long = "for", value_name = "WORK,...", value_delimiter = ',', required = true)]
     work: Vec<Work>,
 }
@@ -33,33 +35,48 @@ pub struct Wait {
 /// Background work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Work {
-    /// Winning back segments
+    /// Winning back segments (garbage collection)
     Gc,
     /// Giving back the space of what was deleted
     Delete,
+    /// The scrub that is under way, if one is; exits 14 if it has found damage
+    Scrub,
 }
 
 /// Runs `sinter wait`.
 ///
 /// # Errors
-/// What the array answered; `Stopped` where the array takes no writes, so that nothing will be done.
+/// What the array answered; `Stopped` where the array takes no writes, so that nothing will be done; `Corrupt` where
+/// a scrub that was waited for has found damage.
 pub fn run(client: &Client, wait: &Wait) -> Outcome {
     let mut progress = Progress::blocks("waiting, map nodes left:");
     let (still, pause) = (Mutex::new(()), Condition::new());
     let mut quiet = 0;
+    // The checkpoint after which the space of all that had been taken apart by then is back.
+    let mut enough: Option<u64> = None;
+    let deletes = wait.work.contains(&Work::Delete);
     loop {
+        let scrub = wait.work.contains(&Work::Scrub).then(|| scrub::fetch(client)).transpose()?;
         let status: Status = parse(&client.get_text("/api/v1/status")?)?;
-        if status.garbage_collection.state == CollectionState::Stopped {
+        let writes = wait.work.iter().any(|work| *work != Work::Scrub);
+        if writes && status.garbage_collection.state == CollectionState::Stopped {
             let what = "the array takes no writes, so the work will not be done";
             return Err(Failure::new(ErrorKind::Stopped, what).hint("`sinter status` says why"));
         }
         let busy = wait.work.iter().any(|work| match work {
             Work::Gc => status.garbage_collection.state == CollectionState::Running,
             Work::Delete => status.snapshots.pending_releases > 0,
+            Work::Scrub => scrub.as_ref().is_some_and(|scrub| scrub.state == ScrubPhase::Running),
         });
         quiet = if busy { 0 } else { quiet + 1 };
-        if quiet == QUIET_LOOKS {
-            return Ok(());
+        if quiet >= QUIET_LOOKS {
+            // One that was under way may have begun too early. Under load there is always more to free, but not of
+            // what was deleted before.
+            let checkpoints = status.log.checkpoints;
+            let is_back = checkpoints >= *enough.get_or_insert(checkpoints + 2);
+            if !deletes || is_back || !status.snapshots.awaits_checkpoint {
+                return scrub.as_ref().map_or(Ok(()), scrub::outcome);
+            }
         }
         progress.show(status.snapshots.pending_releases, None);
         drop(pause.wait_for(still.lock(), INTERVAL));

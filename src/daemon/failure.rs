@@ -33,10 +33,27 @@ pub enum ExitStatus {
     Interrupted = 130,
 }
 
+/// All of them, with what they say.
+pub const EXIT_STATUSES: [(ExitStatus, &str); 11] = [
+    (ExitStatus::Done, "done"),
+    (ExitStatus::Failed, "failed"),
+    (ExitStatus::Usage, "wrong usage"),
+    (ExitStatus::NotFound, "not found"),
+    (ExitStatus::Conflict, "exists, busy or in conflict"),
+    (ExitStatus::NoSpace, "no space"),
+    (ExitStatus::NotPrimary, "not primary"),
+    (ExitStatus::Corrupt, "corruption found"),
+    (ExitStatus::Unreachable, "the daemon cannot be reached"),
+    (ExitStatus::NoQuorum, "no quorum or no primary"),
+    (ExitStatus::Interrupted, "interrupted"),
+];
+
 /// The list that every help text ends with.
-pub const EXIT_STATUS_HELP: &str = "Exit status: 0 done; 1 failed; 2 wrong usage; 10 not found; 11 exists, busy or in \
-conflict; 12 no space; 13 not primary; 14 corruption found; 15 the daemon cannot be reached; 16 no quorum or no \
-primary; 130 interrupted.";
+#[must_use]
+pub fn exit_status_help() -> String {
+    let all = EXIT_STATUSES.map(|(status, meaning)| format!("{} {meaning}", status as u8));
+    format!("Exit status: {}.", all.join("; "))
+}
 
 impl From<ErrorKind> for ExitStatus {
     fn from(kind: ErrorKind) -> ExitStatus {

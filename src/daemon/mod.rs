@@ -5,8 +5,8 @@
 //! 1. what was asked for is checked, as far as that can be without a pool: addresses (nothing but loopback
 //!    without `--insecure-open`), volumes' names and sizes;
 //! 2. signals are caught;
-//! 3. TCP ports are taken and the Unix socket's path is looked at, so that a taken one is found before anything
-//!    is written;
+//! 3. TCP ports are taken, the Unix socket's path and the mount point are looked at, so that a taken one is found
+//!    before anything is written;
 //! 4. devices are opened, locked and looked at, and the pool is opened or made;
 //! 5. the array reads its catalog, and missing `--volume`s are made;
 //! 6. the background threads start;
@@ -125,7 +125,7 @@ pub struct Serving {
 ///
 /// # Errors
 /// `NotFound`, `Busy`, `Corrupt` or `Invalid` for a start that is refused, in the sense of the exit
-/// statuses; `Device` or `Stopped` where the array could not be closed in peace.
+/// statuses; `Device` or `Stopped` where the array could not be closed.
 pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome {
     abort_on_panic();
     let environment = environment();
@@ -142,6 +142,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     let nbd_listener = config.nbd_listen.map(nbd::listen).transpose()?;
     let rest_address = local_address(&rest_listener)?;
 
+    config.fuse_mountpoint.as_deref().map_or(Ok(()), mounts::check)?;
     pool::make_data_directory(&data_directory)?;
     let specs = pool::device_specs(&config, &data_directory);
     let socket = match &config.nbd_unix {
@@ -303,13 +304,12 @@ fn endpoints(nbd: &[NbdEndpoint]) -> Endpoints {
 
 /// Tells the user and the array what opening found.
 fn tell(report: &OpenReport, array: &Array) {
-    if report.clean {
-        tracing::info!("the pool was closed in peace");
-    } else {
-        let (operations, bytes) = (report.replayed_operations, round_size(ByteCount(report.log_bytes)));
-        tracing::info!(
-            "the pool was not closed in peace: {operations} operations replayed from {bytes} of log"
-        );
+    match report.replayed_operations {
+        0 => tracing::info!("the last checkpoint holds everything: there was nothing to replay"),
+        operations => {
+            let bytes = round_size(ByteCount(report.log_bytes));
+            tracing::info!("{operations} operations replayed from {bytes} of log since the last checkpoint");
+        }
     }
     for line in &report.damage {
         tracing::error!("damage: {line}");

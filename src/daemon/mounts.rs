@@ -26,6 +26,7 @@ use crate::export::fuse::FileSystem;
 use crate::export::fuse::FuseStatistics;
 use crate::export::fuse::Mount;
 use crate::export::fuse::Room;
+use crate::export::fuse::check_mount_point;
 use crate::export::fuse::host;
 use crate::sync::Clock;
 use crate::sync::Mutex;
@@ -43,6 +44,24 @@ const END_MAX: Duration = Duration::from_secs(2);
 
 /// Most mounts at a time: each has threads and buffers of its own.
 const MOUNTS_MAX: usize = 8;
+
+/// Whether `fuse.mountpoint` can be mounted on, as far as that shows before anything is written anywhere.
+///
+/// # Errors
+/// As `MountControl::mount`.
+pub(super) fn check(point: &Path) -> Outcome {
+    check_mount_point(point).map_err(hint)
+}
+
+fn hint(error: Error) -> Failure {
+    let hint = match error.kind() {
+        ErrorKind::NotFound => "make the directory first",
+        ErrorKind::Busy => "give an empty directory; `sinter umount DIR` takes a mount away",
+        ErrorKind::Unsupported => "is /dev/fuse there? `modprobe fuse` loads it",
+        _ => return error.into(),
+    };
+    Failure::from(error).hint(hint)
+}
 
 /// All mounts of this daemon.
 pub(super) struct Mounts {
@@ -71,16 +90,7 @@ impl Mounts {
             Mounts { array: array.clone(), clock, statistics: Arc::default(), mounts: Mutex::default() };
         mounts.clean_up();
         if let Some(point) = point {
-            mounts.mount(point).map_err(|error| {
-                let kind = error.kind();
-                let failure = Failure::from(error);
-                match kind {
-                    ErrorKind::NotFound => failure.hint("make the directory first"),
-                    ErrorKind::Busy => failure.hint("`sinter umount DIR` takes a mount away"),
-                    ErrorKind::Unsupported => failure.hint("is /dev/fuse there? `modprobe fuse` loads it"),
-                    _ => failure,
-                }
-            })?;
+            mounts.mount(point).map_err(hint)?;
         }
         Ok(Arc::new(mounts))
     }
@@ -125,7 +135,8 @@ impl Mounts {
 
     /// Takes all mounts away. Whoever has files open gets some time to close them, and is cut off then.
     pub(super) fn stop(&self) {
-        let mut mounts = self.mounts.lock();
+        // Whoever asks for the list meanwhile does not wait as long as this does.
+        let mut mounts = std::mem::take(&mut *self.mounts.lock());
         Mounts::forget_ended(&mut mounts);
         for each in mounts.iter_mut().filter(|each| each.state == MountState::Mounted) {
             match each.mount.unmount(true) {
@@ -149,6 +160,7 @@ impl Mounts {
             }
         }
         Mounts::forget_ended(&mut mounts);
+        self.mounts.lock().append(&mut mounts);
     }
 }
 

@@ -109,6 +109,12 @@ static METRICS: &[Metric] = &[
         read: |from, to| to.count(&[], load(&from.nbd.connections)),
     },
     Metric {
+        name: "sinter_fuse_mounts",
+        kind: Kind::Gauge,
+        help: "FUSE mounts served now.",
+        read: |from, to| to.count(&[], load(&from.fuse.mounts)),
+    },
+    Metric {
         name: "sinter_nbd_connections_refused_total",
         kind: Kind::Counter,
         help: "NBD connections closed at once because there were too many.",
@@ -223,13 +229,13 @@ static METRICS: &[Metric] = &[
     Metric {
         name: "sinter_pool_punched_bytes_total",
         kind: Kind::Counter,
-        help: "Bytes given back to the host as holes or discards since the start.",
+        help: "Bytes given back to the host as holes or discards.",
         read: |from, to| to.count(&[], from.status.store.punched_bytes),
     },
     Metric {
         name: "sinter_wear_levelled_bytes_total",
         kind: Kind::Counter,
-        help: "Live bytes moved since the start because their segments were worn less than others.",
+        help: "Live bytes moved because their segments were worn less than others.",
         read: |from, to| to.count(&[], from.status.store.levelled_bytes),
     },
     Metric {

@@ -71,6 +71,12 @@ pub(super) static METRICS: &[Metric] = &[
         read: |from, to| to.count(&[], u64::from(from.status.store.host_full)),
     },
     Metric {
+        name: "sinter_pool_writable_bytes",
+        kind: Kind::Gauge,
+        help: "What writes may still fill of the pool, in stored sizes; the rest of what is free is kept back.",
+        read: |from, to| to.count(&[], from.status.store.writable_bytes),
+    },
+    Metric {
         name: "sinter_pool_metadata_bytes",
         kind: Kind::Gauge,
         help: "Metadata in the pool that something still needs.",

@@ -150,11 +150,7 @@ impl Store {
     fn a_checkpoint_frees_something(&self) -> bool {
         let now = self.environment.clock.monotonic();
         let core = self.core.lock();
-        let waits = core.block_changes.let_go_of() > 0
-            || core.block_changes.has_sealed()
-            || core.node_changes.has_sealed()
-            || core.segments.empty_count() > 0;
-        waits && now.saturating_sub(core.checkpointed_at) >= QUIET
+        core.awaits_checkpoint() && now.saturating_sub(core.checkpointed_at) >= QUIET
     }
 
     /// Empties some segments of blocks that hold little; whether that made any free.

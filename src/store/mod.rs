@@ -44,7 +44,7 @@ use crate::sync::{Condition, Mutex};
 use crate::units::Uuid;
 
 pub use self::apply::{Applied, Shipment, ShippedMapping, ShippedOperation, ShippedPayload};
-pub use self::check::{CheckMode, CheckReport, Fault, check};
+pub use self::check::{CheckMode, CheckReport, CheckedObject, Fault, Place, check};
 pub use self::commit::WriteOutcome;
 pub use self::core::PlantedFaults;
 pub use self::diff::ChangedRun;
@@ -55,7 +55,7 @@ pub use self::options::{Commit, CommitSink, Environment, ObjectInfo, OpenReport,
 pub use self::probe::{DeviceContent, probe, wrong_version};
 pub use self::read::{MappedRun, MappingKind};
 pub use self::scrub::{ScrubState, ScrubStatus};
-pub use self::statistics::{CollectionState, StoreStatistics};
+pub use self::statistics::{CarriedFigures, CollectionState, StoreStatistics};
 pub use self::walk::{OccupiedWalk, ReclaimWalk, Reclaimable};
 pub use crate::format::objects::OPAQUE_BYTES_MAX;
 pub use crate::format::operation::{CLONES_MAX, CloneRecord};

@@ -1,10 +1,10 @@
 //! Plain counters of the store, for whoever shows them.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Result;
 use crate::format::root::LifetimeCounters;
-use crate::units::{BLOCK_BYTES, BlockCount, ObjectNumber};
+use crate::units::{BLOCK_BYTES, BlockCount, ByteCount, ObjectNumber};
 
 use super::Store;
 use super::geometry::FRAME_BYTES;
@@ -36,8 +36,10 @@ pub struct StoreStatistics {
     pub live_bytes: u64,
     /// Segments in use times their size, less the unwritten room in open ones.
     pub used_bytes: u64,
-    /// Capacity that is not in use.
+    /// Capacity that is not in use. Not all of it can be written: `writable_bytes`.
     pub free_bytes: u64,
+    /// What writes may still fill, in stored sizes.
+    pub writable_bytes: u64,
     /// Live bytes of pages and roots.
     pub metadata_bytes: u64,
     /// Stored bytes of live blocks.
@@ -102,11 +104,12 @@ pub struct StoreStatistics {
     pub erases_avg: f64,
     /// Variance of the erase counts.
     pub erases_variance: f64,
-    /// Segments emptied because they were worn much less than others, since the store was opened.
+    /// Segments emptied because they were worn much less than others, since the store was opened or what
+    /// `continue_counting` goes on from.
     pub levelled_segments: u64,
     /// Live bytes in those, when it was done.
     pub levelled_bytes: u64,
-    /// Bytes of free segments given back to the host since the store was opened.
+    /// Bytes of free segments given back to the host, likewise.
     pub punched_bytes: u64,
     /// Stored bytes of new blocks and those that collection has moved, over those of new blocks; pages are counted
     /// beside (`metadata_bytes_written`).
@@ -119,6 +122,8 @@ pub struct StoreStatistics {
     pub unstored_metadata_bytes: u64,
     /// Nodes, leaves that borrow, and counts of what was let go of that background work has yet to see to.
     pub releases_pending: u64,
+    /// Whether the next checkpoint frees blocks or segments that nothing refers to any more.
+    pub awaits_checkpoint: bool,
     /// Checkpoints made.
     pub checkpoints: u64,
     /// Time they took since the store was opened.
@@ -159,7 +164,30 @@ pub struct StoreStatistics {
     pub bad_blocks: u64,
 }
 
+/// Figures that no checkpoint holds: whoever kept them hands them in after an opening.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CarriedFigures {
+    /// Segments emptied because they were worn much less than others.
+    pub levelled_segments: u64,
+    /// Live bytes in those.
+    pub levelled: ByteCount,
+    /// Bytes of free segments given back to the host.
+    pub punched: ByteCount,
+}
+
 impl Store {
+    /// Adds what was counted before the store was opened.
+    pub fn continue_counting(&self, before: &CarriedFigures) {
+        let add = |figure: &AtomicU64, amount: u64| {
+            // What was kept outside of the pool may be anything: no sum wraps.
+            let sum = |now: u64| Some(now.saturating_add(amount));
+            let _ = figure.fetch_update(Ordering::Relaxed, Ordering::Relaxed, sum);
+        };
+        add(&self.figures.levelled_segments, before.levelled_segments);
+        add(&self.figures.levelled_bytes, before.levelled.0);
+        add(&self.figures.punched_bytes, before.punched.0);
+    }
+
     /// The figures of this moment.
     #[must_use]
     pub fn statistics(&self) -> StoreStatistics {
@@ -179,6 +207,7 @@ impl Store {
             live_bytes: core.segments.live_bytes(),
             used_bytes,
             free_bytes: capacity_bytes.saturating_sub(used_bytes),
+            writable_bytes: left,
             metadata_bytes: core.segments.metadata_bytes(),
             stored_data_bytes: counters.stored_bytes,
             unique_blocks: counters.unique_blocks,
@@ -218,6 +247,7 @@ impl Store {
             free_segments_wanted: self.free_segments_wanted() as u64,
             unstored_metadata_bytes: core.unstored_metadata_bytes(),
             releases_pending: core.releases_pending(),
+            awaits_checkpoint: core.awaits_checkpoint(),
             checkpoints: counters.checkpoints,
             checkpoint_nanoseconds: self.figures.checkpoint_nanoseconds.load(Ordering::Relaxed),
             log_syncs: self.figures.log_syncs.load(Ordering::Relaxed),
@@ -288,6 +318,15 @@ fn write_amplification(counters: &LifetimeCounters) -> f64 {
 }
 
 impl super::core::Core {
+    /// Whether the next checkpoint frees something: it merges what was let go of, and frees segments that hold
+    /// nothing live.
+    pub(super) fn awaits_checkpoint(&self) -> bool {
+        self.block_changes.let_go_of() > 0
+            || self.block_changes.has_sealed()
+            || self.node_changes.has_sealed()
+            || self.segments.empty_count() > 0
+    }
+
     fn releases_pending(&self) -> u64 {
         let changes = self.block_changes.let_go_of() + self.node_changes.let_go_of();
         (changes + self.release_queue.len() + self.borrowers.len()) as u64

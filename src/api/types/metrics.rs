@@ -19,6 +19,20 @@ pub struct ReductionMetrics {
     pub pattern_removal: PatternRemoval,
     /// Bytes that were not stored, since the start.
     pub bytes_saved: BytesSaved,
+    /// What volumes, clones and snapshots hold in common, now.
+    pub sharing: Sharing,
+}
+
+/// Part of the reduction metrics: snapshots and clones, which copy nothing until one side is written.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Sharing {
+    /// What all volumes and snapshots hold, each for itself.
+    pub held_bytes: u64,
+    /// What of that is there once for all who share it, before deduplication.
+    pub distinct_bytes: u64,
+    /// The difference: what snapshots and clones would have copied. Blocks of one repeated word, which are never
+    /// stored, are part of it.
+    pub shared_bytes: u64,
 }
 
 /// Part of the reduction metrics.
@@ -103,7 +117,7 @@ pub struct FlashHealth {
 /// Part of the flash metrics.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct WearLeveling {
-    /// Segments whose live data was moved because they were worn less than others, since the start.
+    /// Segments whose live data was moved because they were worn less than others.
     pub blocks_moved: u64,
     /// Variance of the segments' erase counts.
     pub wear_variance: f64,

@@ -8,6 +8,7 @@ use super::array::Endpoints;
 use super::array::HealthState;
 use super::cluster::ClusterState;
 use super::metrics::CollectionState;
+use super::mount::Mount;
 
 /// `GET /api/v1/status`: one consistent moment.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -22,6 +23,8 @@ pub struct Status {
     pub array: StatusArray,
     /// Where volumes are served.
     pub endpoints: Endpoints,
+    /// The directories in which volumes and snapshots are files, in the order of their paths.
+    pub mounts: Vec<Mount>,
     /// How large and how full the pool is.
     pub capacity: StatusCapacity,
     /// How far data is reduced.
@@ -60,8 +63,13 @@ pub struct StatusCapacity {
     pub usable_bytes: u64,
     /// Segments in use, less the unwritten room in open ones.
     pub used_bytes: u64,
-    /// What is not in use.
+    /// What is not in use. Some of it is kept back: see `writable_bytes`.
     pub free_bytes: u64,
+    /// What clients can still write, as far as it does not reduce: usable bytes less live ones, and less what
+    /// metadata that is not stored yet will take.
+    pub writable_bytes: u64,
+    /// What is kept back for garbage collection and checkpoints: the total less the usable bytes.
+    pub reserved_bytes: u64,
     /// Data and metadata that something still needs.
     pub live_bytes: u64,
     /// The part of it that is metadata.
@@ -133,6 +141,9 @@ pub struct StatusSnapshots {
     /// Map nodes of deleted or overwritten data that are still to be taken apart before all its space is back;
     /// more may come to light on the way.
     pub pending_releases: u64,
+    /// Whether the next checkpoint gives space back that nothing needs any more. In an idle array it comes by
+    /// itself within moments.
+    pub awaits_checkpoint: bool,
 }
 
 /// Part of the status.

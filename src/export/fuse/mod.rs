@@ -42,6 +42,7 @@ pub use filesystem::FileKind;
 pub use filesystem::FileSystem;
 pub use inodes::Inode;
 pub use mount::Mount;
+pub use mount::check_mount_point;
 pub use open::Directory;
 pub use open::OpenFile;
 pub use open::Zeroing;

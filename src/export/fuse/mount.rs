@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::Builder;
 use std::thread::JoinHandle;
 use std::thread::available_parallelism;
@@ -33,6 +34,9 @@ use crate::units::Uuid;
 
 /// Helpers for what has to wait; most of the time they wait for a device.
 const HELPERS: usize = 16;
+
+/// What the kernel serves mounts through.
+const FUSE_DEVICE: &str = "/dev/fuse";
 
 /// How often it is looked whether the requests in flight are done.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -83,6 +87,7 @@ impl Mount {
         let point = check_point(point)?;
         let takers = available_parallelism().map_or(1, usize::from) + 1;
         let queue = Arc::new(WaitingQueue::new());
+        let counted = Arc::clone(&statistics);
         let shared = Arc::new(Shared::new(files, statistics, Arc::clone(&queue), takers));
         let failed = |error| mount_failed(&point, error);
         let session = session(&point, pool, &shared, takers).map_err(failed)?;
@@ -95,11 +100,13 @@ impl Mount {
         };
         let (ended, served) = (Arc::clone(&mount.ended), Arc::clone(&shared));
         let serve = move || {
+            counted.mounts.fetch_add(1, Ordering::Relaxed);
             if let Err(error) = session.run() {
                 tracing::error!("FUSE: {error}");
             }
             queue.close();
             served.stop_watching();
+            counted.mounts.fetch_sub(1, Ordering::Relaxed);
             *ended.state.lock() = true;
             ended.changed.notify_all();
         };
@@ -186,6 +193,19 @@ impl Mount {
             let _ = thread.join();
         }
     }
+}
+
+/// Whether something can be mounted on the directory, as far as that shows without doing it. A mount that nobody
+/// serves any more is no obstacle: it may be one that is taken away before.
+///
+/// # Errors
+/// As [`Mount::start`].
+pub fn check_mount_point(point: &Path) -> Result<()> {
+    if host::is_dead(point) {
+        return Ok(());
+    }
+    check_point(point)?;
+    fs::metadata(FUSE_DEVICE).map(drop).map_err(|error| mount_failed(point, error))
 }
 
 /// The directory's real path, if something can be mounted there.

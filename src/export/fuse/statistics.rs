@@ -1,5 +1,7 @@
 //! Plain counters of what all mounts did; `metrics` reads them.
 
+use std::sync::atomic::AtomicU64;
+
 use crate::export::latency::OperationStatistics;
 
 /// What a request asks for.
@@ -53,6 +55,8 @@ impl Operation {
 pub struct FuseStatistics {
     /// In the order of `Operation::ALL`.
     pub operations: [OperationStatistics; Operation::ALL.len()],
+    /// Mounts that are served now.
+    pub mounts: AtomicU64,
 }
 
 impl FuseStatistics {

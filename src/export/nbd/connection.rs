@@ -3,14 +3,16 @@
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use super::budget::RequestBudget;
+use super::clock::now;
 use super::execute::{DurableQueue, Work};
 use super::handshake::Negotiated;
 use super::outgoing::{Outgoing, Pace};
 use super::receiver::{Receiver, Role, Round};
 use super::server::ServerOptions;
-use super::socket::Socket;
+use super::socket::{Bell, Received, Socket};
 use super::statistics::NbdStatistics;
 use super::watch::Watch;
 use super::workers::WorkQueue;
@@ -19,12 +21,33 @@ use crate::sync::{Condition, Mutex};
 /// Requests of one connection that may be under way at once; more are left in the socket.
 pub(super) const IN_FLIGHT_MAX: usize = 512;
 
+/// A thread that has received nothing for so long waits for the server's end as well.
+pub(super) const RECEIVE_PATIENCE: Duration = Duration::from_millis(200);
+/// How long it waits then, so that time limits are looked at.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// A client that has sent nothing for so long, and has all its answers, is let go by a server that stops.
+const ENDING_QUIET: Duration = Duration::from_millis(50);
+/// How long such a server executes what a client goes on sending. What comes later is refused, until nothing is
+/// waiting for a moment.
+const ENDING_EXECUTES: Duration = Duration::from_secs(2);
+/// How long it receives anything at all.
+const ENDING_MAX: Duration = Duration::from_secs(5);
+/// Waits in a row, of `ENDING_QUIET` each, for the rest of a request that has come in part.
+const ENDING_STALLS_MAX: u32 = 20;
+/// Once all is answered: how long a client may be silent, or speak, before its connection is closed. Closed at once,
+/// a connection on which more arrives would take back answers that the client has not read yet.
+const LEAVE_QUIET: Duration = Duration::from_millis(100);
+const LEAVE_MAX: Duration = Duration::from_secs(1);
+
 /// What all connections of a server share.
 pub(super) struct Shared {
     pub(super) options: ServerOptions,
     pub(super) budget: Arc<RequestBudget>,
     pub(super) queue: Arc<WorkQueue>,
     pub(super) watch: Arc<Watch>,
+    /// Rung when the server stops.
+    pub(super) end: Bell,
     pub(super) statistics: Arc<NbdStatistics>,
 }
 
@@ -41,6 +64,8 @@ pub(super) struct Connection {
     /// The owner is executing something slow, and wants a deputy for what arrives.
     owner_away: AtomicBool,
     stopping: Arc<AtomicBool>,
+    /// Requests that come now are too late.
+    refuses: AtomicBool,
 }
 
 impl Connection {
@@ -64,27 +89,94 @@ impl Connection {
             receiver: ReceiverSlot { slot: Mutex::new(Some(receiver)), returned: Condition::new() },
             owner_away: AtomicBool::new(false),
             stopping,
+            refuses: AtomicBool::new(false),
         })
     }
 
-    /// Serves the client until it leaves, breaks the protocol, or the server stops; then waits for
-    /// the requests in flight. Runs on the connection's own thread.
+    /// Serves the client until it leaves, breaks the protocol, or the server stops; then sees to it that
+    /// everything that has been received is answered. Runs on the connection's own thread.
     pub(super) fn serve(self: &Arc<Self>) {
         let mut receiver = self.receiver.take();
+        let mut ending = None;
         loop {
+            let stopping = self.stopping();
+            if stopping && self.is_over(ending.get_or_insert_with(|| self.begin_ending())) {
+                break;
+            }
             match self.round(&mut receiver, Role::Owner) {
-                Round::Served | Round::Dry | Round::Full => {}
-                Round::Alone(work) => {
-                    self.receiver.give_back(receiver);
-                    self.execute_as_owner(work);
-                    receiver = self.receiver.take();
-                }
+                Round::Dry => match &mut ending {
+                    Some(ending) => self.found_nothing(ending, receiver.is_empty()),
+                    None => self.socket.wait_readable(&self.shared.end, IDLE_MAX),
+                },
                 Round::Closed => break,
+                round => {
+                    if let Some(ending) = &mut ending {
+                        ending.found_something();
+                    }
+                    if let Round::Alone(work) = round {
+                        self.receiver.give_back(receiver);
+                        self.execute_as_owner(work);
+                        receiver = self.receiver.take();
+                    }
+                }
             }
         }
         // The receiver is not given back: a deputy that comes late finds nothing to do.
-        self.flight.wait_for_none();
+        self.answer_all();
+        if self.stopping() {
+            self.take_leave();
+        }
         self.socket.shutdown(Shutdown::Both);
+    }
+
+    fn begin_ending(&self) -> Ending {
+        // Where it cannot be set, the end takes a little longer.
+        let _ = self.socket.set_receive_limit(ENDING_QUIET);
+        Ending { begun: now(), stalls: 0, is_quiet: false, is_answered: false }
+    }
+
+    /// Whether nothing more is to be received of a client whom the server lets go.
+    fn is_over(&self, ending: &Ending) -> bool {
+        let elapsed = now() - ending.begun;
+        if elapsed > ENDING_EXECUTES {
+            self.refuses.store(true, Ordering::Relaxed);
+        }
+        ending.is_answered || ending.stalls > ENDING_STALLS_MAX || elapsed > ENDING_MAX
+    }
+
+    /// Nothing more has come, or (`is_whole` is false) the rest of a request has not.
+    fn found_nothing(&self, ending: &mut Ending, is_whole: bool) {
+        if !is_whole {
+            ending.stalls += 1;
+        } else if ending.is_quiet {
+            ending.is_answered = true;
+        } else {
+            // What the client sends once it has the answers is looked for once more.
+            self.answer_all();
+            ending.is_quiet = true;
+        }
+    }
+
+    /// Waits until everything that was received is answered.
+    fn answer_all(&self) {
+        self.flight.wait_for_none();
+        self.outgoing.wait_until_sent();
+    }
+
+    /// Tells the client that nothing more will come, and lets it read its answers.
+    fn take_leave(&self) {
+        self.socket.shutdown(Shutdown::Write);
+        if self.socket.set_receive_limit(LEAVE_QUIET).is_err() {
+            return;
+        }
+        let deadline = now() + LEAVE_MAX;
+        let mut unheard = vec![0; 64 << 10];
+        while matches!(self.socket.receive(&mut unheard, true), Received::Bytes(_)) && now() < deadline {}
+    }
+
+    /// Whether requests that come now are refused, because the server stops.
+    pub(super) fn refuses(&self) -> bool {
+        self.refuses.load(Ordering::Relaxed)
     }
 
     /// Executes the only request there is, while the watch looks out for more.
@@ -126,6 +218,23 @@ impl Connection {
     /// Whether the server wants the connection to end after the requests that it has received.
     pub(super) fn stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
+    }
+}
+
+/// How far the end of a connection has come that the server wants to end.
+struct Ending {
+    begun: Instant,
+    /// Waits in a row in which no byte of a request came that has come in part.
+    stalls: u32,
+    /// All that had come was answered when it was last looked.
+    is_quiet: bool,
+    /// Nothing has come since.
+    is_answered: bool,
+}
+
+impl Ending {
+    fn found_something(&mut self) {
+        (self.stalls, self.is_quiet) = (0, false);
     }
 }
 

@@ -110,6 +110,16 @@ impl Outgoing {
         self.state.lock().behind()
     }
 
+    /// Waits until all replies have been handed to the operating system, or the connection is given up.
+    pub(super) fn wait_until_sent(&self) {
+        let mut state = self.state.lock();
+        while (state.sending || !state.queue.is_empty()) && !state.broken {
+            state.waiting += 1;
+            state = self.changed.wait(state);
+            state.waiting -= 1;
+        }
+    }
+
     /// Waits until the client has caught up, or the connection is given up.
     pub(super) fn wait_while_behind(&self) {
         let mut state = self.state.lock();

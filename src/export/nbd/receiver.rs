@@ -9,7 +9,7 @@ use super::connection::Connection;
 use super::errors::Errno;
 use super::execute::Work;
 use super::group::Group;
-use super::request::{Refusal, Request, admit, admit_range, operation_of};
+use super::request::{Refusal, Request, SHUTTING_DOWN, admit, admit_range, operation_of};
 use super::socket::Received;
 use super::statistics::Operation;
 use super::wire::Decoded;
@@ -142,7 +142,7 @@ impl Receiver {
     }
 
     /// Whether nothing is waiting or on its way.
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.start == self.end && self.incoming.is_none() && self.skipped.is_none()
     }
 
@@ -191,7 +191,7 @@ impl Receiver {
 impl Connection {
     /// Receives once, and deals with everything that is complete.
     pub(super) fn round(self: &Arc<Self>, rx: &mut Receiver, role: Role) -> Round {
-        if rx.closed || self.stopping() {
+        if rx.closed {
             return Round::Closed;
         }
         match role {
@@ -200,7 +200,9 @@ impl Connection {
             Role::Deputy => {}
         }
         if !rx.unparsed {
-            match self.fill(rx, role == Role::Owner) {
+            // Once the server refuses, it takes what has come, and the rest of what is on its way.
+            let waits = role == Role::Owner && !(self.refuses() && rx.is_empty());
+            match self.fill(rx, waits) {
                 Received::Closed => rx.closed = true,
                 _ if rx.late() => rx.closed = true,
                 Received::Nothing => return Round::Dry,
@@ -345,7 +347,8 @@ impl Connection {
         if head.command == command::DISC || payload > SKIP_BYTES_MAX {
             return Next::End;
         }
-        let operation = match admit(head, &self.export) {
+        let admitted = if self.refuses() { Err(SHUTTING_DOWN) } else { admit(head, &self.export) };
+        let operation = match admitted {
             Ok(operation) => operation,
             Err(refusal) => return self.begin_skip(rx, head, payload, refusal),
         };

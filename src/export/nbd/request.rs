@@ -53,6 +53,10 @@ pub(super) struct Refusal {
     pub(super) message: &'static str,
 }
 
+/// What is answered to a client that goes on asking while the server stops.
+pub(super) const SHUTTING_DOWN: Refusal =
+    Refusal { errno: Errno::ShuttingDown, message: "the server is stopping" };
+
 /// Which operation a command is; DISC is none.
 pub(super) fn operation_of(command: u16) -> Option<Operation> {
     Some(match command {

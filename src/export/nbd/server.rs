@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use super::ExportSource;
 use super::budget::RequestBudget;
 use super::clock::now;
-use super::connection::{Connection, Shared};
+use super::connection::{Connection, RECEIVE_PATIENCE, Shared};
 use super::handshake::{Handshake, Negotiated, OPTION_DATA_BYTES_MAX, Step};
-use super::socket::{Received, Socket};
+use super::socket::{Bell, Received, Socket};
 use super::statistics::NbdStatistics;
 use super::watch::{self, Watch};
 use super::workers::{self, WorkQueue};
@@ -25,7 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sync::{Condition, Mutex};
 use crate::units::ByteCount;
 
-/// A blocking receive gives up after this time, so that time limits are looked at.
+/// A blocking receive of the handshake gives up after this time, so that time limits are looked at.
 const RECEIVE_LIMIT: Duration = Duration::from_secs(30);
 
 /// After a failed accept (no descriptors left, say) the listener rests for so long.
@@ -220,7 +220,15 @@ impl Entry {
         self.export.as_ref().is_some_and(|(name, service)| wanted(name, &**service))
     }
 
-    /// Lets the connection end after the requests it has received.
+    /// Lets the connection end after the requests that its client has sent. The bell wakes its thread.
+    fn finish(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        if self.export.is_none() {
+            self.socket.shutdown(Shutdown::Read);
+        }
+    }
+
+    /// Lets the connection end after the requests it has received; what the client goes on sending fails.
     fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.socket.shutdown(Shutdown::Read);
@@ -244,6 +252,7 @@ impl Server {
             budget: RequestBudget::new(options.request_budget),
             queue: Arc::clone(&queue),
             watch: Arc::clone(&watch),
+            end: Bell::new().map_err(failed)?,
             statistics: Arc::default(),
             options,
         };
@@ -330,7 +339,8 @@ impl Server {
         self.listeners.iter().for_each(|listener| listener.close());
         join(&mut self.acceptors);
         self.listeners.clear();
-        inner.open.lock().connections.values().for_each(Entry::stop);
+        inner.open.lock().connections.values().for_each(Entry::finish);
+        inner.shared.end.ring();
         let drained = inner.wait_until_empty(limit);
         if !drained {
             inner.open.lock().connections.values().for_each(|entry| entry.socket.shutdown(Shutdown::Both));
@@ -422,7 +432,7 @@ impl Inner {
             return;
         }
         let Some((negotiated, received)) = self.shake_hands(id, socket) else { return };
-        if socket.set_receive_limit(RECEIVE_LIMIT).is_err() {
+        if socket.set_receive_limit(RECEIVE_PATIENCE).is_err() {
             return;
         }
         let shared = Arc::clone(&self.shared);

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg, sockopt};
 
@@ -18,6 +18,21 @@ const SEND_BUFFER_BYTES: usize = 1 << 20;
 /// A connected stream socket in blocking mode.
 #[derive(Debug)]
 pub(super) struct Socket(OwnedFd);
+
+/// Once rung, it wakes all who wait with it, and whoever comes to wait later does not begin to.
+#[derive(Debug)]
+pub(super) struct Bell(OwnedFd);
+
+impl Bell {
+    pub(super) fn new() -> io::Result<Bell> {
+        Ok(Bell(eventfd(0, EventfdFlags::CLOEXEC)?))
+    }
+
+    pub(super) fn ring(&self) {
+        // The counter cannot overflow by one ring.
+        let _ = rustix::io::write(&self.0, &[1; 8]);
+    }
+}
 
 /// What receiving gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +95,15 @@ impl Socket {
         let mut descriptors = [PollFd::new(&self.0, PollFlags::OUT)];
         // An interrupted wait counts as a wake-up: the caller tries to send and asks again.
         !matches!(poll(&mut descriptors, limit.as_ref()), Ok(0))
+    }
+
+    /// Waits until there is something to receive, the other side has closed, or the bell is rung; for `limit` at
+    /// most.
+    pub(super) fn wait_readable(&self, bell: &Bell, limit: Duration) {
+        let limit = Timespec::try_from(limit).ok();
+        let mut descriptors = [PollFd::new(&self.0, PollFlags::IN), PollFd::new(&bell.0, PollFlags::IN)];
+        // However it ends, the caller looks for itself.
+        let _ = poll(&mut descriptors, limit.as_ref());
     }
 
     /// Ends receiving, or everything; a thread that waits on the socket wakes up.

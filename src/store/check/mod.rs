@@ -3,6 +3,7 @@
 //! A check recounts from the roots and changes nothing (`verify`); a repair rewrites what can be counted, and gives
 //! up as lost what cannot be read (`repair`). Both work on a pool that nobody serves.
 
+mod places;
 pub mod plant;
 mod repair;
 mod verify;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 use crate::device::Device;
 use crate::error::Result;
+use crate::units::{ByteCount, ObjectNumber};
 
 use super::Store;
 use super::options::{Environment, StoreOptions};
@@ -20,13 +22,45 @@ use super::options::{Environment, StoreOptions};
 pub struct Fault {
     /// What is wrong with what.
     pub what: String,
+    /// Some of the places where clients meet it, as far as they are known.
+    pub places: Vec<Place>,
+    /// Places beyond those.
+    pub places_more: u64,
+}
+
+impl Fault {
+    fn new(what: String) -> Fault {
+        Fault { what, places: Vec::new(), places_more: 0 }
+    }
+}
+
+/// A stretch of a volume or snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Which one.
+    pub object: ObjectNumber,
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// How long it is; what is shorter than a map node's share of it ends earlier.
+    pub length: ByteCount,
+}
+
+/// A volume or snapshot that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckedObject {
+    /// Its number in the pool.
+    pub number: ObjectNumber,
+    /// Its size.
+    pub size: ByteCount,
+    /// What the layer above keeps of it.
+    pub opaque: Vec<u8>,
 }
 
 /// What a check has looked at and found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckReport {
     /// Volumes and snapshots.
-    pub objects: u64,
+    pub objects: Vec<CheckedObject>,
     /// Map nodes.
     pub nodes: u64,
     /// Stored blocks.
@@ -75,7 +109,7 @@ pub fn check(
             let (store, report) = Store::open(devices, options, environment)?;
             let mut found = store.verify(progress)?;
             found.log_is_damaged = !report.damage.is_empty();
-            found.faults.extend(report.damage.into_iter().map(|what| Fault { what }));
+            found.faults.extend(report.damage.into_iter().map(Fault::new));
             Ok(found)
         }
         CheckMode::LastCheckpointOnly => {

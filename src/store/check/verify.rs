@@ -4,6 +4,8 @@
 //! Nodes are visited once. Blocks are tallied in passes over ranges of ids, so that memory stays within the
 //! metadata budget whatever the pool's size.
 
+use std::collections::BTreeMap;
+
 use crate::error::{ErrorKind, Result};
 use crate::format::bytes::get_u64;
 use crate::format::checksum;
@@ -19,7 +21,8 @@ use super::super::blocks::changes::summed;
 use super::super::blocks::ids::Space;
 use super::super::map::node_page;
 use super::super::run::Caller;
-use super::{CheckReport, FAULTS_MAX, Fault};
+use super::places::{self, Suspect};
+use super::{CheckReport, CheckedObject, FAULTS_MAX, Fault};
 
 /// A node's entries, level and number of mapped blocks.
 pub(super) type NodeFacts = (Box<[u8; PAGE_BYTES]>, u8, u64);
@@ -35,6 +38,8 @@ struct Check<'a> {
     /// Bytes found live in each segment.
     live: Vec<u64>,
     references: u64,
+    /// Which faults are about what.
+    suspects: BTreeMap<Suspect, Vec<usize>>,
 }
 
 impl Store {
@@ -54,23 +59,53 @@ impl Store {
             dying: vec![false; usize::try_from(nodes).expect("bounded by memory")],
             live: vec![0; segments as usize],
             references: 0,
+            suspects: BTreeMap::new(),
         };
         check.pages()?;
         check.trees()?;
         check.node_counts()?;
         check.blocks(progress)?;
         check.segments();
+        places::find(self, &check.suspects, &mut check.report.faults);
         Ok(check.report)
+    }
+
+    /// A node's entries, level and number of mapped blocks.
+    pub(super) fn node_facts(&self, node: MapNodeId) -> Result<NodeFacts> {
+        let key = node_page(node);
+        self.run(Caller::Maintenance, |core| {
+            core.bring_in(key)?;
+            let frame = core.cache.page(key);
+            Ok((frame.page.clone(), frame.facts.node_level, frame.facts.mapped.0))
+        })
     }
 }
 
 impl Check<'_> {
     fn fault(&mut self, what: String) {
         if self.report.faults.len() < FAULTS_MAX {
-            self.report.faults.push(Fault { what });
+            self.report.faults.push(Fault::new(what));
         } else {
             self.report.faults_more += 1;
         }
+    }
+
+    /// A fault of something that belongs to volumes or snapshots.
+    fn fault_of(&mut self, suspect: Suspect, what: String) {
+        if self.report.faults.len() < FAULTS_MAX {
+            self.suspects.entry(suspect).or_default().push(self.report.faults.len());
+        }
+        self.fault(what);
+    }
+
+    /// As `or_fault`, of something that belongs to volumes or snapshots.
+    fn or_fault_of<T>(&mut self, suspect: Suspect, outcome: Result<T>) -> Result<Option<T>> {
+        let before = self.report.faults.len();
+        let found = self.or_fault(outcome)?;
+        if self.report.faults.len() > before {
+            self.suspects.entry(suspect).or_default().push(before);
+        }
+        Ok(found)
     }
 
     /// What is damaged or cannot be read is a fault of the pool; anything else ends the check.
@@ -150,22 +185,25 @@ impl Check<'_> {
 
     /// A node's entries, level and number of mapped blocks.
     fn node(&mut self, node: MapNodeId) -> Result<Option<NodeFacts>> {
-        let key = node_page(node);
-        let read = self.store.run(Caller::Maintenance, |core| {
-            core.bring_in(key)?;
-            let frame = core.cache.page(key);
-            Ok((frame.page.clone(), frame.facts.node_level, frame.facts.mapped.0))
-        });
-        self.or_fault(read)
+        let read = self.store.node_facts(node);
+        self.or_fault_of(Suspect::Node(node), read)
     }
 
     /// Counts references to nodes, and checks the numbers of mapped blocks.
     fn trees(&mut self) -> Result<()> {
         let objects: Vec<_> = {
             let core = self.store.core.lock();
+            self.report.objects = core
+                .objects
+                .iter()
+                .map(|slot| CheckedObject {
+                    number: slot.number,
+                    size: slot.size.bytes(),
+                    opaque: slot.opaque.clone(),
+                })
+                .collect();
             core.objects.iter().map(|slot| (slot.number, slot.root, slot.root_level, slot.mapped.0)).collect()
         };
-        self.report.objects = objects.len() as u64;
         for (number, root, level, mapped) in objects {
             if root.0 == 0 {
                 if mapped != 0 {
@@ -364,13 +402,14 @@ impl Check<'_> {
             let free = core.id_is_free(Space::Blocks, block.0);
             Ok((count, core.block_entry(block)?, free))
         });
-        let Some((count, entry, free)) = self.or_fault(read)? else { return Ok(()) };
+        let suspect = Suspect::Block(block);
+        let Some((count, entry, free)) = self.or_fault_of(suspect, read)? else { return Ok(()) };
         if count != i64::from(found) {
             self.fault(format!("block {block} counts {count} references and has {found}"));
         }
         if entry.location.is_none() {
             if found > 0 {
-                self.fault(format!("block {block} has {found} references and is nowhere"));
+                self.fault_of(suspect, format!("block {block} has {found} references and is nowhere"));
             }
             if !free {
                 self.fault(format!("block {block} is nowhere, and its id is not free"));
@@ -392,15 +431,15 @@ impl Check<'_> {
         }
         let mut stored = vec![0u8; usize::from(entry.location.len)];
         let read = self.store.read_location(entry.location, &mut stored);
-        if self.or_fault(read)?.is_none() {
+        let suspect = Suspect::Block(block);
+        if self.or_fault_of(suspect, read)?.is_none() {
             return Ok(());
         }
         self.report.bytes_verified += stored.len() as u64;
         if checksum(&stored) != entry.checksum {
-            self.fault(format!(
-                "block {block} fails its checksum in segment {} at {}",
-                entry.location.segment, entry.location.offset
-            ));
+            let (segment, offset) = (entry.location.segment, entry.location.offset);
+            let what = format!("block {block} fails its checksum in segment {segment} at {offset}");
+            self.fault_of(suspect, what);
         }
         Ok(())
     }

@@ -46,7 +46,7 @@ pub(crate) fn repair(
     let (store, root) = Store::at_checkpoint(devices, options, environment)?;
     let chain = store.walk_chain(&root)?;
     if !chain.damage.is_empty() && !store.options.accept_loss {
-        let faults = chain.damage.into_iter().map(|what| Fault { what }).collect();
+        let faults = chain.damage.into_iter().map(Fault::new).collect();
         return Ok(CheckReport { faults, ..CheckReport::default() });
     }
     let mut repair = Repair::new(&store, &root);
@@ -58,7 +58,7 @@ pub(crate) fn repair(
     let mut replayed = OpenReport::default();
     store.replay(&root, &chain, &mut replayed)?;
     if !replayed.damage.is_empty() && !store.options.accept_loss {
-        let faults = replayed.damage.into_iter().map(|what| Fault { what }).collect();
+        let faults = replayed.damage.into_iter().map(Fault::new).collect();
         let (repairs, repairs_more) = (repair.repairs, repair.repairs_more);
         return Ok(CheckReport { faults, repairs, repairs_more, ..CheckReport::default() });
     }
@@ -119,7 +119,7 @@ impl<'a> Repair<'a> {
 
     fn note(&mut self, what: String) {
         if self.repairs.len() < FAULTS_MAX {
-            self.repairs.push(Fault { what });
+            self.repairs.push(Fault::new(what));
         } else {
             self.repairs_more += 1;
         }
