@@ -4,6 +4,7 @@ use crate::units::{BLOCK_BYTES, BlockCount, BlockId, Fingerprint};
 
 use super::bytes::{Append, Reader};
 use super::location::Location;
+use super::unpack::unpack;
 use super::{FORMAT_VERSION, checksum, to_grain};
 
 /// Bytes of a page without its header, before compression.
@@ -291,8 +292,7 @@ pub fn decode_page(
     }
     let mut page = Box::new([0u8; PAGE_BYTES]);
     if header.compressed {
-        let len = lz4_flex::block::decompress_into(body, page.as_mut_slice()).ok()?;
-        if len != PAGE_BYTES {
+        if !unpack(body, page.as_mut_slice()) {
             return None;
         }
     } else {

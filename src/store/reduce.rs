@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use lz4_flex::block::{CompressTable, compress_into_with_table};
 
+use crate::format::unpack::unpack;
 use crate::units::BLOCK_BYTES;
 
 /// What a block is before anything is looked up.
@@ -73,7 +74,7 @@ pub(crate) fn decompress(stored: &[u8], block: &mut [u8]) -> bool {
         block.copy_from_slice(stored);
         return true;
     }
-    matches!(lz4_flex::block::decompress_into(stored, block), Ok(BLOCK_BYTES))
+    block.len() == BLOCK_BYTES && unpack(stored, block)
 }
 
 #[cfg(test)]
