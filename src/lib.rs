@@ -26,6 +26,7 @@ pub mod error;
 pub mod export;
 pub mod format;
 pub mod metrics;
+pub mod replica;
 pub mod store;
 pub mod sync;
 pub mod units;

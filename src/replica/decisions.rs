@@ -1,0 +1,229 @@
+//! What the consensus group decides: who is primary, and who is in the in-sync set.
+//!
+//! It only orders decisions. Every command names the epoch and the version of the set that it was made from, and does
+//! nothing when they have changed by the time it is applied: so whoever proposes may repeat itself, late commands are
+//! harmless, and a decision is always made from what its proposer knew.
+
+use std::collections::BTreeMap;
+
+use crate::units::{Epoch, Lsn};
+
+/// A node of the cluster. Never given out twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(pub u32);
+
+/// One life of a node with one pool: another one after every start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation(pub u64);
+
+/// Counts the changes of the record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SetVersion(pub u64);
+
+/// A node in one of its lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Member {
+    /// Which node.
+    pub node: NodeId,
+    /// Which of its lives.
+    pub incarnation: Incarnation,
+}
+
+/// How far a node has come: never compare numbers of operations without their epochs, a number may have been given
+/// out again by a later primary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// The epoch of the newest operation.
+    pub epoch: Epoch,
+    /// Its number.
+    pub lsn: Lsn,
+}
+
+/// The record that decisions change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The term of the primary.
+    pub epoch: Epoch,
+    /// Who is primary; always in the set.
+    pub primary: NodeId,
+    /// Who holds every acknowledged write, each in one of its lives.
+    pub set: BTreeMap<NodeId, Incarnation>,
+    /// Raised by every decision.
+    pub version: SetVersion,
+}
+
+/// A proposal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// The epoch that it was made from.
+    pub epoch: Epoch,
+    /// The version that it was made from.
+    pub version: SetVersion,
+    /// What is to be changed.
+    pub change: Change,
+}
+
+/// What a command changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A member leaves the set; only the primary of the epoch asks for this.
+    Out(NodeId),
+    /// A node that holds everything joins the set; only the primary of the epoch asks for this.
+    In(Member),
+    /// A member that hears nothing from its primary becomes primary, alone in the set.
+    Promote(Member),
+    /// No node has the incarnation that the set names: the one that has come farthest becomes primary, alone. Every
+    /// node of the set has said where it stands.
+    Start {
+        /// The new primary.
+        primary: Member,
+        /// What the nodes of the set have said.
+        reports: BTreeMap<NodeId, (Incarnation, Position)>,
+    },
+}
+
+impl Record {
+    /// The record of a new cluster: one node.
+    #[must_use]
+    pub fn of(first: Member) -> Record {
+        Record {
+            epoch: Epoch { generation: 0, number: 1 },
+            primary: first.node,
+            set: BTreeMap::from([(first.node, first.incarnation)]),
+            version: SetVersion(1),
+        }
+    }
+
+    /// Whether the set names this node in this life.
+    #[must_use]
+    pub fn names(&self, member: Member) -> bool {
+        self.set.get(&member.node) == Some(&member.incarnation)
+    }
+
+    /// A command made from this record.
+    #[must_use]
+    pub fn command(&self, change: Change) -> Command {
+        Command { epoch: self.epoch, version: self.version, change }
+    }
+
+    /// Applies a command; whether it changed anything. It does not where it was made from another record, or asks for
+    /// what must not be.
+    pub fn decide(&mut self, command: &Command) -> bool {
+        command.epoch == self.epoch && command.version == self.version && self.change(&command.change)
+    }
+
+    /// Makes a change whatever record it was made from.
+    pub fn change(&mut self, change: &Change) -> bool {
+        let changed = match change {
+            Change::Out(node) => *node != self.primary && self.set.remove(node).is_some(),
+            Change::In(member) => {
+                // A node that is still listed in an earlier life goes out first.
+                let new = !self.set.contains_key(&member.node);
+                if new {
+                    self.set.insert(member.node, member.incarnation);
+                }
+                new
+            }
+            Change::Promote(member) => {
+                let allowed = self.names(*member) && member.node != self.primary;
+                if allowed {
+                    self.begin_epoch(*member);
+                }
+                allowed
+            }
+            Change::Start { primary, reports } => {
+                let reborn = |(node, incarnation): (&NodeId, &Incarnation)| {
+                    reports.get(node).is_some_and(|(now, _)| now != incarnation)
+                };
+                let farthest = reports.iter().max_by_key(|(node, (_, position))| (*position, **node));
+                let allowed = self.set.iter().all(reborn)
+                    && reports.keys().all(|node| self.set.contains_key(node))
+                    && farthest
+                        .is_some_and(|(node, (now, _))| *node == primary.node && *now == primary.incarnation);
+                if allowed {
+                    self.begin_epoch(*primary);
+                }
+                allowed
+            }
+        };
+        self.version.0 += u64::from(changed);
+        changed
+    }
+
+    fn begin_epoch(&mut self, primary: Member) {
+        self.epoch.number += 1;
+        self.primary = primary.node;
+        self.set = BTreeMap::from([(primary.node, primary.incarnation)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(node: u32, life: u64) -> Member {
+        Member { node: NodeId(node), incarnation: Incarnation(life) }
+    }
+
+    fn two() -> Record {
+        let mut record = Record::of(member(1, 10));
+        assert!(record.decide(&record.clone().command(Change::In(member(2, 20)))));
+        record
+    }
+
+    #[test]
+    fn p7_a_command_from_another_record_does_nothing() {
+        let mut record = two();
+        let late = record.command(Change::Out(NodeId(2)));
+        let promoted = record.command(Change::Promote(member(2, 20)));
+        assert!(record.decide(&promoted));
+        let after = record.clone();
+        assert!(!record.decide(&late) && !record.decide(&promoted));
+        assert_eq!(record, after);
+        assert_eq!((record.epoch.number, record.primary, record.set.len()), (2, NodeId(2), 1));
+    }
+
+    #[test]
+    fn p7_only_a_member_in_the_life_that_the_set_names_is_promoted() {
+        for who in [member(2, 21), member(3, 30), member(1, 10)] {
+            let mut record = two();
+            assert!(!record.decide(&record.clone().command(Change::Promote(who))), "{who:?}");
+        }
+    }
+
+    #[test]
+    fn p7_a_primary_is_never_put_out_and_a_listed_node_never_joins_twice() {
+        let mut record = two();
+        assert!(!record.decide(&record.clone().command(Change::Out(NodeId(1)))));
+        assert!(!record.decide(&record.clone().command(Change::In(member(2, 21)))));
+        assert!(record.decide(&record.clone().command(Change::Out(NodeId(2)))));
+        assert!(record.decide(&record.clone().command(Change::In(member(2, 21)))));
+    }
+
+    #[test]
+    fn p7_an_array_of_nobody_starts_only_when_all_have_said_where_they_stand() {
+        let at = |lsn| Position { epoch: Epoch { generation: 0, number: 1 }, lsn: Lsn(lsn) };
+        let report = |node, life, lsn| (NodeId(node), (Incarnation(life), at(lsn)));
+        let start = |primary, reports: &[(NodeId, (Incarnation, Position))]| Change::Start {
+            primary,
+            reports: reports.iter().copied().collect(),
+        };
+        let refused = [
+            start(member(1, 11), &[report(1, 11, 5)]),
+            // One of them still lives.
+            start(member(1, 11), &[report(1, 11, 5), report(2, 20, 4)]),
+            // The other has come farther.
+            start(member(1, 11), &[report(1, 11, 5), report(2, 21, 6)]),
+            start(member(1, 12), &[report(1, 11, 5), report(2, 21, 4)]),
+            // Somebody who was not in the set.
+            start(member(3, 31), &[report(1, 11, 5), report(2, 21, 4), report(3, 31, 9)]),
+        ];
+        for change in refused {
+            let mut record = two();
+            assert!(!record.change(&change), "{change:?}");
+        }
+        let mut record = two();
+        assert!(record.change(&start(member(2, 21), &[report(1, 11, 5), report(2, 21, 6)])));
+        assert_eq!((record.primary, record.set.len(), record.epoch.number), (NodeId(2), 1, 2));
+    }
+}

@@ -1,0 +1,461 @@
+//! The role of one node: a machine of state, input and time.
+//!
+//! Nothing here waits, sends or looks at a clock. Whoever drives it hands it what has happened and the time of a
+//! monotonic clock of this node that also counts while the machine sleeps, and does what it answers. The rules:
+//!
+//! - A write is acknowledged when every node that may be in the set has applied it *in this epoch*, and a member that
+//!   knows of a higher epoch answers nothing for a lower one. A new primary comes from the old set. So what a former
+//!   primary still acknowledges, its successor holds, and no clock is needed for that.
+//! - A read needs the *lease*: every other member has promised, in answer to a heartbeat, not to begin as primary for
+//!   longer than the primary counts. It is asked for after the data was read and before it is sent.
+//! - *Out*: the decision comes first, then the primary stops waiting. *In*: the primary waits first, then it asks for
+//!   the decision. While a command may still be decided, it counts as decided wherever that is the safer side.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::decisions::{Change, Command, Incarnation, Member, NodeId, Position, Record, SetVersion};
+use super::timing::Timing;
+use crate::units::{Epoch, Lsn};
+
+/// Faults that the simulator plants, to show that it finds them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlantedFaults {
+    /// A node that the set names is a member in whichever life.
+    pub any_incarnation: bool,
+    /// A node is asked into the set before it is waited for.
+    pub asked_before_waited_for: bool,
+    /// A member that becomes primary begins at once.
+    pub no_promise: bool,
+    /// A member is not waited for as soon as it is to be put out.
+    pub out_before_decided: bool,
+    /// A node answers for epochs that are over.
+    pub old_epochs_answered: bool,
+}
+
+/// What nodes tell each other about roles. Operations go another way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// The primary lives.
+    Heartbeat {
+        /// Its epoch.
+        epoch: Epoch,
+        /// When it sent this, by its own clock: the answer brings it back.
+        sent_at: Duration,
+    },
+    /// A heartbeat has been heard, and the promise is given.
+    Heard {
+        /// Of the heartbeat.
+        epoch: Epoch,
+        /// Of the heartbeat.
+        sent_at: Duration,
+        /// Who promises.
+        by: Member,
+    },
+    /// The set names this node in an earlier life, and no primary is heard of.
+    Stands {
+        /// The version of the set.
+        version: SetVersion,
+        /// Who says so.
+        by: Member,
+        /// How far it has come.
+        position: Position,
+    },
+}
+
+/// What has happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Some time has passed. At least every heartbeat.
+    Tick,
+    /// A decision has been applied on this node.
+    Decided(Record),
+    /// Another node has said something.
+    Heard(NodeId, Message),
+    /// This node has committed or applied operations.
+    Moved(Position),
+    /// Another node has applied everything up to a number, in an epoch, and made it durable up to another.
+    Applied {
+        /// Which, in which life.
+        by: Member,
+        /// In which epoch it was told to.
+        epoch: Epoch,
+        /// The newest operation that it has applied.
+        applied: Lsn,
+        /// The newest that it has made durable.
+        durable: Lsn,
+    },
+    /// Another node, which is not in the set, holds all that this primary has, but for what is under way.
+    CaughtUp(Member),
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Tell another node.
+    Send(NodeId, Message),
+    /// Ask for a decision. It may be lost, late, or decided without anybody being told.
+    Propose(Command),
+    /// Write the first operation of this epoch, and serve.
+    Begin(Epoch),
+    /// Acknowledge nothing any more, and serve nothing.
+    Stop(Epoch),
+}
+
+/// Another node, as a primary knows it.
+#[derive(Clone, Copy, Debug)]
+struct Peer {
+    incarnation: Incarnation,
+    applied: Lsn,
+    durable: Lsn,
+    /// When the newest heartbeat that it has answered was sent.
+    promised: Option<Duration>,
+    /// When its newest answer came.
+    heard_at: Duration,
+}
+
+/// What a node has while it is primary, from the decision on.
+#[derive(Debug)]
+struct Leading {
+    epoch: Epoch,
+    begun: bool,
+    /// All whose answers count, in or out of the set.
+    peers: BTreeMap<NodeId, Peer>,
+    /// Waited for, and to be taken in.
+    admitted: BTreeMap<NodeId, Incarnation>,
+    beaten_at: Option<Duration>,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Role {
+    own: Member,
+    nodes: Vec<NodeId>,
+    timing: Timing,
+    faults: PlantedFaults,
+    record: Record,
+    position: Position,
+    /// The highest epoch that this node knows to have begun.
+    newest_epoch: Epoch,
+    /// Until then this node does not begin as primary.
+    promised_until: Duration,
+    /// When the primary was heard last.
+    heard_at: Duration,
+    proposed_at: Option<Duration>,
+    leading: Option<Leading>,
+    /// The epoch that it was last told to begin, and not to stop.
+    begun: Option<Epoch>,
+    /// Where the nodes of the set stand that it names in earlier lives, as of this version.
+    stands: (SetVersion, BTreeMap<NodeId, (Incarnation, Position)>),
+}
+
+impl Role {
+    /// A node at its start. `nodes` are all that keep data, this one among them or not; `record` is the newest decision
+    /// that this node has kept; `position` is how far its pool has come.
+    #[must_use]
+    pub fn new(
+        own: Member,
+        nodes: Vec<NodeId>,
+        record: Record,
+        position: Position,
+        now: Duration,
+        timing: Timing,
+        faults: PlantedFaults,
+    ) -> Role {
+        let newest_epoch = record.epoch.max(position.epoch);
+        // In its first life the first node of a cluster is primary by no decision.
+        let leads = record.primary == own.node && record.names(own);
+        let leading = leads.then(|| Leading::of(record.epoch));
+        Role {
+            own,
+            nodes,
+            timing,
+            faults,
+            record,
+            position,
+            newest_epoch,
+            // Nobody was promised anything in this life, and whoever was in an earlier one, the set names that life.
+            promised_until: now,
+            heard_at: now,
+            proposed_at: None,
+            leading,
+            begun: None,
+            stands: (SetVersion(0), BTreeMap::new()),
+        }
+    }
+
+    /// The newest decision that this node knows.
+    #[must_use]
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// The epoch in which this node serves as primary.
+    #[must_use]
+    pub fn serves(&self) -> Option<Epoch> {
+        self.leading.as_ref().filter(|leading| leading.begun).map(|leading| leading.epoch)
+    }
+
+    /// Whether operations of this epoch may be applied here, and answered for. Once it is known to have begun, nothing
+    /// is answered for an earlier one, nor served in it.
+    pub fn accepts(&mut self, epoch: Epoch) -> bool {
+        let accepted = epoch >= self.newest_epoch || self.faults.old_epochs_answered;
+        self.newest_epoch = self.newest_epoch.max(epoch);
+        if accepted {
+            self.leading.take_if(|leading| leading.epoch < epoch);
+        }
+        accepted
+    }
+
+    /// The newest operation that may be acknowledged: every node that may be in the set has applied it. `None` where
+    /// this node is not the one to say so.
+    #[must_use]
+    pub fn acknowledged(&self) -> Option<Lsn> {
+        self.lowest(self.position.lsn, |peer| peer.applied)
+    }
+
+    /// The newest operation that a FLUSH may be answered for, this node itself having made everything up to `own`
+    /// durable.
+    #[must_use]
+    pub fn durable(&self, own: Lsn) -> Option<Lsn> {
+        self.lowest(own, |peer| peer.durable)
+    }
+
+    /// Whether what was read before this moment may be answered.
+    #[must_use]
+    pub fn may_read(&self, now: Duration) -> bool {
+        let Some(leading) = self.leading.as_ref().filter(|leading| leading.begun) else { return false };
+        self.waited_for(leading).into_iter().all(|member| {
+            let peer = leading.peer(member);
+            peer.and_then(|peer| peer.promised).is_some_and(|sent| now < sent + self.timing.lease)
+        })
+    }
+
+    fn lowest(&self, own: Lsn, of: impl Fn(&Peer) -> Lsn) -> Option<Lsn> {
+        let leading = self.leading.as_ref().filter(|leading| leading.begun)?;
+        let others = self.waited_for(leading).into_iter();
+        Some(others.map(|member| leading.peer(member).map_or(Lsn(0), &of)).fold(own, Lsn::min))
+    }
+
+    /// All other nodes that may be in the set.
+    fn waited_for(&self, leading: &Leading) -> Vec<Member> {
+        let admitted = leading.admitted.iter().filter(|_| !self.faults.asked_before_waited_for);
+        let listed = self.record.set.iter();
+        let silent = |node: &NodeId| {
+            let heard = leading.peers.get(node).map(|peer| peer.heard_at);
+            self.faults.out_before_decided
+                && heard.is_some_and(|at| at + self.timing.put_out_after < self.heard_at)
+        };
+        let members = listed.chain(admitted).filter(|(node, _)| **node != self.own.node && !silent(node));
+        members.map(|(node, incarnation)| Member { node: *node, incarnation: *incarnation }).collect()
+    }
+
+    /// Takes in what has happened at `now`; what is to be done.
+    pub fn handle(&mut self, now: Duration, input: Input) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match input {
+            Input::Tick => {}
+            Input::Decided(record) => self.decided(now, record),
+            Input::Heard(from, message) => self.heard(now, from, message, &mut actions),
+            Input::Moved(position) => {
+                self.position = position;
+                self.newest_epoch = self.newest_epoch.max(position.epoch);
+            }
+            Input::Applied { by, epoch, applied, durable } => self.applied(by, epoch, applied, durable),
+            Input::CaughtUp(member) => self.admit(member),
+        }
+        self.act(now, &mut actions);
+        if let Some(epoch) =
+            self.begun.take_if(|epoch| self.leading.as_ref().is_none_or(|it| it.epoch != *epoch))
+        {
+            actions.push(Action::Stop(epoch));
+        }
+        actions
+    }
+
+    fn decided(&mut self, now: Duration, record: Record) {
+        if record.version <= self.record.version {
+            return;
+        }
+        self.record = record;
+        self.newest_epoch = self.newest_epoch.max(self.record.epoch);
+        self.proposed_at = None;
+        let epoch = self.record.epoch;
+        self.leading.take_if(|leading| leading.epoch < epoch);
+        let chosen = self.record.primary == self.own.node && self.is_member() && epoch >= self.newest_epoch;
+        match &mut self.leading {
+            Some(leading) => {
+                let record = &self.record;
+                leading.admitted.retain(|node, incarnation| record.set.get(node) != Some(incarnation));
+            }
+            None if chosen => {
+                self.leading = Some(Leading::of(epoch));
+            }
+            // A new primary gets its time to be heard.
+            None => self.heard_at = now,
+        }
+    }
+
+    fn heard(&mut self, now: Duration, from: NodeId, message: Message, actions: &mut Vec<Action>) {
+        match message {
+            Message::Heartbeat { epoch, sent_at } => {
+                if !self.accepts(epoch) {
+                    return;
+                }
+                self.heard_at = now;
+                self.promised_until = self.promised_until.max(now + self.timing.promise);
+                actions.push(Action::Send(from, Message::Heard { epoch, sent_at, by: self.own }));
+            }
+            Message::Heard { epoch, sent_at, by } => {
+                let Some(leading) = self.leading.as_mut().filter(|leading| leading.epoch == epoch) else {
+                    return;
+                };
+                let peer = leading.peer_mut(by, now);
+                peer.promised = peer.promised.max(Some(sent_at));
+                peer.heard_at = now;
+            }
+            Message::Stands { version, by, position } => {
+                if self.stands.0 != version {
+                    self.stands = (version, BTreeMap::new());
+                }
+                self.stands.1.insert(by.node, (by.incarnation, position));
+            }
+        }
+    }
+
+    fn applied(&mut self, by: Member, epoch: Epoch, applied: Lsn, durable: Lsn) {
+        let Some(leading) = self.leading.as_mut().filter(|leading| leading.epoch == epoch) else { return };
+        let Some(peer) = leading.peers.get_mut(&by.node).filter(|peer| peer.incarnation == by.incarnation)
+        else {
+            return;
+        };
+        peer.applied = peer.applied.max(applied);
+        peer.durable = peer.durable.max(durable);
+    }
+
+    /// Waits for a node from now on, and asks for its place in the set.
+    fn admit(&mut self, member: Member) {
+        let listed = self.record.set.contains_key(&member.node);
+        let Some(leading) = self.leading.as_mut().filter(|leading| leading.begun) else { return };
+        if !listed && leading.peer(member).is_some() {
+            // One that was admitted in an earlier life may still be decided: it stays, and is put out first.
+            leading.admitted.entry(member.node).or_insert(member.incarnation);
+        }
+    }
+
+    fn act(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        if self.leading.is_some() {
+            self.lead(now, actions);
+        } else if now >= self.heard_at + self.timing.ask_after {
+            self.ask(now, actions);
+        }
+    }
+
+    fn lead(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        let Some(leading) = self.leading.as_mut() else { return };
+        if !leading.begun && (now >= self.promised_until || self.faults.no_promise) {
+            leading.begun = true;
+            self.begun = Some(leading.epoch);
+            actions.push(Action::Begin(leading.epoch));
+        }
+        let epoch = leading.epoch;
+        if leading.beaten_at.is_none_or(|at| now >= at + self.timing.heartbeat) {
+            leading.beaten_at = Some(now);
+            let others = self.nodes.iter().filter(|node| **node != self.own.node);
+            let beat = |node: &NodeId| Action::Send(*node, Message::Heartbeat { epoch, sent_at: now });
+            actions.extend(others.map(beat));
+        }
+        self.heard_at = now;
+        let Some(leading) = self.leading.as_ref().filter(|leading| leading.begun) else { return };
+        let silent = self.record.set.iter().find(|(node, incarnation)| {
+            let member = Member { node: **node, incarnation: **incarnation };
+            let heard = leading.peer(member).map(|peer| peer.heard_at);
+            let since = heard.unwrap_or(Duration::ZERO);
+            member.node != self.own.node && now >= since + self.timing.put_out_after
+        });
+        let wanted = match silent {
+            Some((node, _)) => Some(Change::Out(*node)),
+            None => leading
+                .admitted
+                .iter()
+                .next()
+                .map(|(node, incarnation)| Change::In(Member { node: *node, incarnation: *incarnation })),
+        };
+        if let Some(change) = wanted {
+            self.propose(now, change, actions);
+        }
+    }
+
+    /// The primary is silent: a member proposes itself; one that is named in an earlier life says where it stands.
+    fn ask(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        if self.is_member() {
+            let incarnation = self.record.set.get(&self.own.node).copied().unwrap_or_default();
+            if self.record.primary != self.own.node {
+                self.propose(now, Change::Promote(Member { incarnation, ..self.own }), actions);
+            }
+            return;
+        }
+        if !self.record.set.contains_key(&self.own.node) || !self.due(now) {
+            return;
+        }
+        let version = self.record.version;
+        if self.stands.0 != version {
+            self.stands = (version, BTreeMap::new());
+        }
+        self.stands.1.insert(self.own.node, (self.own.incarnation, self.position));
+        let message = Message::Stands { version, by: self.own, position: self.position };
+        let others = self.nodes.iter().filter(|node| **node != self.own.node);
+        actions.extend(others.map(|node| Action::Send(*node, message.clone())));
+        let primary = self.own;
+        let change = Change::Start { primary, reports: self.stands.1.clone() };
+        if self.record.clone().change(&change) {
+            actions.push(Action::Propose(self.record.command(change)));
+        }
+        self.proposed_at = Some(now);
+    }
+
+    /// Whether the set names this node in this life.
+    fn is_member(&self) -> bool {
+        let listed = self.record.set.contains_key(&self.own.node);
+        self.record.names(self.own) || listed && self.faults.any_incarnation
+    }
+
+    fn due(&self, now: Duration) -> bool {
+        self.proposed_at.is_none_or(|at| now >= at + self.timing.repeat_after)
+    }
+
+    fn propose(&mut self, now: Duration, change: Change, actions: &mut Vec<Action>) {
+        if self.due(now) {
+            self.proposed_at = Some(now);
+            actions.push(Action::Propose(self.record.command(change)));
+        }
+    }
+}
+
+impl Leading {
+    /// At the decision.
+    fn of(epoch: Epoch) -> Leading {
+        Leading { epoch, begun: false, peers: BTreeMap::new(), admitted: BTreeMap::new(), beaten_at: None }
+    }
+
+    /// What is known of a member in this life.
+    fn peer(&self, member: Member) -> Option<&Peer> {
+        self.peers.get(&member.node).filter(|peer| peer.incarnation == member.incarnation)
+    }
+
+    /// The same, to be changed; a node that is heard in another life is known in that one from then on.
+    fn peer_mut(&mut self, member: Member, now: Duration) -> &mut Peer {
+        let new = Peer {
+            incarnation: member.incarnation,
+            applied: Lsn(0),
+            durable: Lsn(0),
+            promised: None,
+            heard_at: now,
+        };
+        let peer = self.peers.entry(member.node).or_insert(new);
+        if peer.incarnation != member.incarnation {
+            *peer = new;
+        }
+        peer
+    }
+}

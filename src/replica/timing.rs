@@ -1,0 +1,48 @@
+//! All constants of time, each derived from the heartbeat.
+
+use std::time::Duration;
+
+/// The table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// A primary sends a heartbeat to every node this often.
+    pub heartbeat: Duration,
+    /// For how long a primary may read after it has sent a heartbeat that all other members have answered.
+    pub lease: Duration,
+    /// For how long a member that has received a heartbeat does not begin as primary: longer than the lease by the
+    /// error that clocks may have, and by a margin.
+    pub promise: Duration,
+    /// A member silent for so long is put out of the set.
+    pub put_out_after: Duration,
+    /// A member that has heard nothing from its primary for so long proposes itself: longer than a living primary
+    /// takes to put a member out.
+    pub ask_after: Duration,
+    /// A proposal without outcome is made again after this time.
+    pub repeat_after: Duration,
+}
+
+/// Clocks may go wrong by one part in so many.
+const CLOCK_ERROR_ONE_IN: u32 = 100;
+
+impl Timing {
+    /// The table for a heartbeat.
+    #[must_use]
+    pub fn of(heartbeat: Duration) -> Timing {
+        let lease = heartbeat * 5;
+        Timing {
+            heartbeat,
+            lease,
+            // Twice the error: one clock may be slow while the other is fast.
+            promise: lease + lease * 2 / CLOCK_ERROR_ONE_IN + heartbeat,
+            put_out_after: heartbeat * 6,
+            ask_after: heartbeat * 9,
+            repeat_after: heartbeat * 4,
+        }
+    }
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing::of(Duration::from_millis(50))
+    }
+}
