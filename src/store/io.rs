@@ -49,6 +49,11 @@ impl Store {
         self.hand_over(lsn, false).map(|_| ())
     }
 
+    /// Hands over whatever there is to be written, batches without operations too.
+    pub(crate) fn write_out_all(&self) -> Result<()> {
+        self.hand_over(Lsn(0), true).map(|_| ())
+    }
+
     /// Waits until everything up to `lsn` is durable.
     ///
     /// # Errors
