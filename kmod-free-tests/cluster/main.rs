@@ -68,13 +68,14 @@ fn p7_planted_faults_are_found() {
         ("logs compared by bare numbers", Planted { bare_numbers: true, ..outside }),
         ("any incarnation", planted(PlantedFaults { any_incarnation: true, ..role })),
         ("asked before waited for", planted(PlantedFaults { asked_before_waited_for: true, ..role })),
-        ("no promise", planted(PlantedFaults { no_promise: true, ..role })),
+        ("asked before it holds all", planted(PlantedFaults { asked_before_it_holds_all: true, ..role })),
         ("out before decided", planted(PlantedFaults { out_before_decided: true, ..role })),
+        ("served after hand-over", planted(PlantedFaults { served_after_hand_over: true, ..role })),
         ("old epochs answered", planted(PlantedFaults { old_epochs_answered: true, ..role })),
     ];
     let mut missed = Vec::new();
     for (name, planted) in faults {
-        match found_after(planted, from_environment("SINTER_CLUSTER_FAULT_HISTORIES").unwrap_or(2500)) {
+        match found_after(planted, from_environment("SINTER_CLUSTER_FAULT_HISTORIES").unwrap_or(1500)) {
             Some(histories) => println!("planted fault found after {histories} histories: {name}"),
             None => missed.push(name),
         }

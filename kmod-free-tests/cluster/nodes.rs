@@ -38,14 +38,36 @@ pub(crate) enum Net {
 
 #[derive(Debug)]
 pub(crate) enum Event {
-    Tick { node: usize, life: u64 },
-    Deliver { from: usize, to: usize, net: Net },
-    Commit { from: usize, command: Command },
-    Learn { node: usize },
+    Tick {
+        node: usize,
+        life: u64,
+    },
+    Deliver {
+        from: usize,
+        to: usize,
+        net: Net,
+    },
+    Commit {
+        from: usize,
+        command: Command,
+    },
+    Learn {
+        node: usize,
+    },
+    /// A node dies right after a decision.
+    Fall {
+        node: usize,
+    },
     Client,
     Fault,
-    Start { node: usize },
-    Answer { node: usize, life: u64, read: Read },
+    Start {
+        node: usize,
+    },
+    Answer {
+        node: usize,
+        life: u64,
+        read: Read,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]

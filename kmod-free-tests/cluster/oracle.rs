@@ -41,7 +41,12 @@ pub(crate) fn newest_of(log: &Log, key: usize) -> usize {
 impl Oracle {
     /// (1): a primary begins; what was acknowledged is there, and where all members were lost at once, what was flushed.
     pub(crate) fn begins(&mut self, epoch: Epoch, node: usize, log: &Log, all_were_lost: bool) {
-        assert!(self.newest.is_none_or(|(before, _)| before < epoch), "two primaries in epoch {epoch:?}");
+        self.epochs += 1;
+        if let Some((before, _)) = self.newest.filter(|(before, _)| *before >= epoch) {
+            assert!(before > epoch, "two primaries in epoch {epoch:?}");
+            // It was handed over to while it slept, and wakes up too late: nobody will answer it.
+            return;
+        }
         let held: BTreeMap<u64, usize> =
             log.iter().enumerate().map(|(index, operation)| (operation.name, index + 1)).collect();
         let gone: Vec<u64> = self
@@ -62,7 +67,6 @@ impl Oracle {
         }
         self.lost += gone.len() as u64;
         self.newest = Some((epoch, node));
-        self.epochs += 1;
     }
 
     /// A write is acknowledged. (2): a successor that has begun, whose log `successor` is, holds it.

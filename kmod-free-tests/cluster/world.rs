@@ -52,6 +52,8 @@ pub(crate) struct World {
     started_from_nobody: Vec<Epoch>,
     lives: u64,
     names: u64,
+    /// Nodes only fall asleep, and links break: the history of those that wake up believing that nothing has changed.
+    sleepy: bool,
     calm: bool,
     clients: bool,
 }
@@ -88,9 +90,11 @@ impl World {
             started_from_nobody: Vec::new(),
             lives: 0,
             names: 0,
+            sleepy: false,
             calm: false,
             clients: true,
         };
+        world.sleepy = world.numbers.chance(1, 3);
         for node in 0..data_nodes {
             world.after(0, Event::Start { node });
         }
@@ -157,7 +161,11 @@ impl World {
         let at = match &event {
             Event::Tick { node, .. } | Event::Learn { node } | Event::Answer { node, .. } => Some(*node),
             Event::Deliver { to, .. } => Some(*to),
-            Event::Commit { .. } | Event::Client | Event::Fault | Event::Start { .. } => None,
+            Event::Commit { .. }
+            | Event::Fall { .. }
+            | Event::Client
+            | Event::Fault
+            | Event::Start { .. } => None,
         };
         if let Some(until) = at.map(|node| self.nodes[node].paused_until).filter(|until| *until > self.now) {
             let late = self.numbers.below(2 * MILLISECOND);
@@ -169,6 +177,12 @@ impl World {
             Event::Deliver { from, to, net } => self.deliver(from, to, net),
             Event::Commit { from, command } => self.commit(from, &command),
             Event::Learn { node } => self.learn(node),
+            Event::Fall { node } => {
+                if !self.calm && self.nodes[node].life.is_some() {
+                    let power = self.numbers.chance(1, 2);
+                    self.die(node, power);
+                }
+            }
             Event::Client => self.client(),
             Event::Fault => self.fault(),
             Event::Start { node } => self.start(node),
@@ -443,6 +457,11 @@ impl World {
         if matches!(command.change, Change::Start { .. }) {
             self.started_from_nobody.push(self.record.epoch);
         }
+        if self.numbers.chance(1, 5) {
+            // A decision must hold from its moment on, also when that is the last of who asked for it.
+            let delay = self.numbers.below(3 * MILLISECOND);
+            self.after(delay, Event::Fall { node: from });
+        }
         self.decided.push(self.record.clone());
         for node in 0..self.nodes.len() {
             let delay =
@@ -480,6 +499,9 @@ impl World {
         let own = &mut self.nodes[node];
         let Some(life) = own.life.as_mut() else { return };
         let (Some(epoch), acknowledged) = (life.role.serves(), life.role.acknowledged()) else { return };
+        if !life.role.takes_requests() {
+            return;
+        }
         let key = self.numbers.index(KEYS);
         match self.numbers.below(10) {
             0..5 => {
@@ -519,10 +541,19 @@ impl World {
         self.after(delay, Event::Fault);
         let node = self.numbers.index(self.nodes.len());
         let length = self.numbers.below(1200 * MILLISECOND);
-        match self.numbers.below(12) {
+        let kind = match self.sleepy {
+            true if self.numbers.chance(1, 2) => 2,
+            true => 6,
+            false => self.numbers.below(14),
+        };
+        match kind {
+            12.. => {
+                let target = id(self.numbers.index(self.nodes.len()));
+                (0..self.nodes.len()).for_each(|node| self.tell(node, Input::HandOver(target)));
+            }
             0 => self.die(node, false),
             1 => self.die(node, true),
-            2 if self.numbers.chance(1, 3) => (0..self.nodes.len()).for_each(|node| self.die(node, true)),
+            5 if self.numbers.chance(1, 3) => (0..self.nodes.len()).for_each(|node| self.die(node, true)),
             2..5 => {
                 // About as long as it takes until somebody else is to be primary is the most interesting.
                 let about = 300 * MILLISECOND + self.numbers.below(300 * MILLISECOND);

@@ -50,6 +50,9 @@ pub struct Record {
     pub set: BTreeMap<NodeId, Incarnation>,
     /// Raised by every decision.
     pub version: SetVersion,
+    /// Where the primary was handed over to: it begins once it has applied everything up to there, and need not wait
+    /// for its promises, because the former one serves nothing any more.
+    pub handed_over_at: Option<Lsn>,
 }
 
 /// A proposal.
@@ -72,6 +75,14 @@ pub enum Change {
     In(Member),
     /// A member that hears nothing from its primary becomes primary, alone in the set.
     Promote(Member),
+    /// The primary, which serves nothing any more and whose members have all applied everything, hands over to one of
+    /// them; the set stays.
+    HandOver {
+        /// The new primary.
+        target: Member,
+        /// The last operation of the former one.
+        at: Lsn,
+    },
     /// No node has the incarnation that the set names: the one that has come farthest becomes primary, alone. Every
     /// node of the set has said where it stands.
     Start {
@@ -91,6 +102,7 @@ impl Record {
             primary: first.node,
             set: BTreeMap::from([(first.node, first.incarnation)]),
             version: SetVersion(1),
+            handed_over_at: None,
         }
     }
 
@@ -131,6 +143,15 @@ impl Record {
                 }
                 allowed
             }
+            Change::HandOver { target, at } => {
+                let allowed = self.names(*target) && target.node != self.primary;
+                if allowed {
+                    self.epoch.number += 1;
+                    self.primary = target.node;
+                    self.handed_over_at = Some(*at);
+                }
+                allowed
+            }
             Change::Start { primary, reports } => {
                 let reborn = |(node, incarnation): (&NodeId, &Incarnation)| {
                     reports.get(node).is_some_and(|(now, _)| now != incarnation)
@@ -154,6 +175,7 @@ impl Record {
         self.epoch.number += 1;
         self.primary = primary.node;
         self.set = BTreeMap::from([(primary.node, primary.incarnation)]);
+        self.handed_over_at = None;
     }
 }
 
@@ -189,6 +211,19 @@ mod tests {
             let mut record = two();
             assert!(!record.decide(&record.clone().command(Change::Promote(who))), "{who:?}");
         }
+    }
+
+    #[test]
+    fn p7_a_hand_over_keeps_the_set() {
+        let mut record = two();
+        let to = |member| Change::HandOver { target: member, at: Lsn(7) };
+        for who in [member(1, 10), member(2, 21), member(3, 30)] {
+            assert!(!record.clone().change(&to(who)), "{who:?}");
+        }
+        assert!(record.change(&to(member(2, 20))));
+        assert_eq!((record.primary, record.set.len(), record.handed_over_at), (NodeId(2), 2, Some(Lsn(7))));
+        assert!(record.change(&Change::Promote(member(1, 10))));
+        assert_eq!((record.primary, record.set.len(), record.handed_over_at), (NodeId(1), 1, None));
     }
 
     #[test]

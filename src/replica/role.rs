@@ -8,8 +8,12 @@
 //!   primary still acknowledges, its successor holds, and no clock is needed for that.
 //! - A read needs the *lease*: every other member has promised, in answer to a heartbeat, not to begin as primary for
 //!   longer than the primary counts. It is asked for after the data was read and before it is sent.
-//! - *Out*: the decision comes first, then the primary stops waiting. *In*: the primary waits first, then it asks for
-//!   the decision. While a command may still be decided, it counts as decided wherever that is the safer side.
+//! - *Out*: the decision comes first, then the primary stops waiting. *In*: the primary waits first, then, once the node
+//!   holds all that was acknowledged without it, it asks for the decision.
+//! - *Hand-over*: the primary takes nothing new, waits until all members have applied everything, and asks for the decision;
+//!   from then on it answers nothing until it knows what came of it, however long that takes.
+//!
+//! While a command may still be decided, it counts as decided wherever that is the safer side.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,12 +29,14 @@ pub struct PlantedFaults {
     pub any_incarnation: bool,
     /// A node is asked into the set before it is waited for.
     pub asked_before_waited_for: bool,
-    /// A member that becomes primary begins at once.
-    pub no_promise: bool,
+    /// A node is asked into the set before it holds what was acknowledged without it.
+    pub asked_before_it_holds_all: bool,
     /// A member is not waited for as soon as it is to be put out.
     pub out_before_decided: bool,
     /// A node answers for epochs that are over.
     pub old_epochs_answered: bool,
+    /// A primary goes on until it hears that it has handed over.
+    pub served_after_hand_over: bool,
 }
 
 /// What nodes tell each other about roles. Operations go another way.
@@ -85,6 +91,8 @@ pub enum Input {
         /// The newest that it has made durable.
         durable: Lsn,
     },
+    /// The primary is to hand over to this node, if it is in the set.
+    HandOver(NodeId),
     /// Another node, which is not in the set, holds all that this primary has, but for what is under way.
     CaughtUp(Member),
 }
@@ -122,8 +130,27 @@ struct Leading {
     /// All whose answers count, in or out of the set.
     peers: BTreeMap<NodeId, Peer>,
     /// Waited for, and to be taken in.
-    admitted: BTreeMap<NodeId, Incarnation>,
+    admitted: BTreeMap<NodeId, Admitted>,
     beaten_at: Option<Duration>,
+    handing_over: Option<HandingOver>,
+}
+
+/// A node that is waited for and not in the set yet.
+#[derive(Clone, Copy, Debug)]
+struct Admitted {
+    incarnation: Incarnation,
+    /// Until it has applied this, it lacks something that was acknowledged without it.
+    holds_all_at: Lsn,
+    /// The decision has been asked for, and may come whatever becomes of the node.
+    asked: bool,
+}
+
+/// A hand-over under way.
+#[derive(Clone, Copy, Debug)]
+struct HandingOver {
+    target: Member,
+    /// The version that the decision was asked for from.
+    asked: Option<SetVersion>,
 }
 
 /// The machine.
@@ -196,6 +223,13 @@ impl Role {
         self.leading.as_ref().filter(|leading| leading.begun).map(|leading| leading.epoch)
     }
 
+    /// Whether new requests are taken; others are held or sent elsewhere.
+    #[must_use]
+    pub fn takes_requests(&self) -> bool {
+        let leading = self.leading.as_ref().filter(|leading| leading.begun);
+        leading.is_some_and(|leading| leading.handing_over.is_none() || self.faults.served_after_hand_over)
+    }
+
     /// Whether operations of this epoch may be applied here, and answered for. Once it is known to have begun, nothing
     /// is answered for an earlier one, nor served in it.
     pub fn accepts(&mut self, epoch: Epoch) -> bool {
@@ -224,7 +258,7 @@ impl Role {
     /// Whether what was read before this moment may be answered.
     #[must_use]
     pub fn may_read(&self, now: Duration) -> bool {
-        let Some(leading) = self.leading.as_ref().filter(|leading| leading.begun) else { return false };
+        let Some(leading) = self.answering() else { return false };
         self.waited_for(leading).into_iter().all(|member| {
             let peer = leading.peer(member);
             peer.and_then(|peer| peer.promised).is_some_and(|sent| now < sent + self.timing.lease)
@@ -232,14 +266,23 @@ impl Role {
     }
 
     fn lowest(&self, own: Lsn, of: impl Fn(&Peer) -> Lsn) -> Option<Lsn> {
-        let leading = self.leading.as_ref().filter(|leading| leading.begun)?;
+        let leading = self.answering()?;
         let others = self.waited_for(leading).into_iter();
         Some(others.map(|member| leading.peer(member).map_or(Lsn(0), &of)).fold(own, Lsn::min))
     }
 
+    /// What this node has as primary while it may answer.
+    fn answering(&self) -> Option<&Leading> {
+        let asked = |leading: &&Leading| leading.handing_over.is_some_and(|it| it.asked.is_some());
+        let may =
+            |leading: &&Leading| leading.begun && (!asked(leading) || self.faults.served_after_hand_over);
+        self.leading.as_ref().filter(may)
+    }
+
     /// All other nodes that may be in the set.
     fn waited_for(&self, leading: &Leading) -> Vec<Member> {
-        let admitted = leading.admitted.iter().filter(|_| !self.faults.asked_before_waited_for);
+        let admitted = leading.admitted.iter().map(|(node, admitted)| (node, &admitted.incarnation));
+        let admitted = admitted.filter(|_| !self.faults.asked_before_waited_for);
         let listed = self.record.set.iter();
         let silent = |node: &NodeId| {
             let heard = leading.peers.get(node).map(|peer| peer.heard_at);
@@ -263,6 +306,13 @@ impl Role {
             }
             Input::Applied { by, epoch, applied, durable } => self.applied(by, epoch, applied, durable),
             Input::CaughtUp(member) => self.admit(member),
+            Input::HandOver(node) => {
+                let target = self.record.set.get(&node).map(|life| Member { node, incarnation: *life });
+                let other = target.filter(|target| target.node != self.own.node);
+                if let (Some(target), Some(leading)) = (other, self.leading.as_mut().filter(|it| it.begun)) {
+                    leading.handing_over.get_or_insert(HandingOver { target, asked: None });
+                }
+            }
         }
         self.act(now, &mut actions);
         if let Some(epoch) =
@@ -286,7 +336,7 @@ impl Role {
         match &mut self.leading {
             Some(leading) => {
                 let record = &self.record;
-                leading.admitted.retain(|node, incarnation| record.set.get(node) != Some(incarnation));
+                leading.admitted.retain(|node, admitted| record.set.get(node) != Some(&admitted.incarnation));
             }
             None if chosen => {
                 self.leading = Some(Leading::of(epoch));
@@ -339,7 +389,9 @@ impl Role {
         let Some(leading) = self.leading.as_mut().filter(|leading| leading.begun) else { return };
         if !listed && leading.peer(member).is_some() {
             // One that was admitted in an earlier life may still be decided: it stays, and is put out first.
-            leading.admitted.entry(member.node).or_insert(member.incarnation);
+            let admitted =
+                Admitted { incarnation: member.incarnation, holds_all_at: self.position.lsn, asked: false };
+            leading.admitted.entry(member.node).or_insert(admitted);
         }
     }
 
@@ -353,7 +405,11 @@ impl Role {
 
     fn lead(&mut self, now: Duration, actions: &mut Vec<Action>) {
         let Some(leading) = self.leading.as_mut() else { return };
-        if !leading.begun && (now >= self.promised_until || self.faults.no_promise) {
+        let ready = match self.record.handed_over_at {
+            Some(at) => self.position.lsn >= at,
+            None => now >= self.promised_until,
+        };
+        if !leading.begun && ready {
             leading.begun = true;
             self.begun = Some(leading.epoch);
             actions.push(Action::Begin(leading.epoch));
@@ -366,24 +422,58 @@ impl Role {
             actions.extend(others.map(beat));
         }
         self.heard_at = now;
-        let Some(leading) = self.leading.as_ref().filter(|leading| leading.begun) else { return };
-        let silent = self.record.set.iter().find(|(node, incarnation)| {
-            let member = Member { node: **node, incarnation: **incarnation };
-            let heard = leading.peer(member).map(|peer| peer.heard_at);
-            let since = heard.unwrap_or(Duration::ZERO);
-            member.node != self.own.node && now >= since + self.timing.put_out_after
-        });
-        let wanted = match silent {
-            Some((node, _)) => Some(Change::Out(*node)),
-            None => leading
-                .admitted
-                .iter()
-                .next()
-                .map(|(node, incarnation)| Change::In(Member { node: *node, incarnation: *incarnation })),
-        };
-        if let Some(change) = wanted {
-            self.propose(now, change, actions);
+        if self.hand_over(now, actions) {
+            return;
         }
+        let Some(leading) = self.leading.as_mut().filter(|leading| leading.begun) else { return };
+        let put_out_after = self.timing.put_out_after;
+        let silent = |leading: &Leading, node: NodeId, incarnation: Incarnation| {
+            let heard = leading.peer(Member { node, incarnation }).map(|peer| peer.heard_at);
+            now >= heard.unwrap_or_default() + put_out_after
+        };
+        let members = self.record.set.iter().filter(|(node, _)| **node != self.own.node);
+        let mut gone = members.filter(|(node, incarnation)| silent(leading, **node, **incarnation));
+        if let Some((node, _)) = gone.next() {
+            let out = Change::Out(*node);
+            return self.propose(now, out, actions);
+        }
+        let waiting: Vec<(NodeId, Admitted)> =
+            leading.admitted.iter().map(|(node, it)| (*node, *it)).collect();
+        for (node, admitted) in waiting {
+            let member = Member { node, incarnation: admitted.incarnation };
+            let applied = leading.peer(member).map_or(Lsn(0), |peer| peer.applied);
+            if !admitted.asked && silent(leading, node, admitted.incarnation) {
+                leading.admitted.remove(&node);
+            } else if admitted.asked
+                || applied >= admitted.holds_all_at
+                || self.faults.asked_before_it_holds_all
+            {
+                leading.admitted.insert(node, Admitted { asked: true, ..admitted });
+                return self.propose(now, Change::In(member), actions);
+            }
+        }
+    }
+
+    /// Goes on with a hand-over; whether it keeps everything else waiting.
+    fn hand_over(&mut self, now: Duration, actions: &mut Vec<Action>) -> bool {
+        let (drained, version) = (self.acknowledged() == Some(self.position.lsn), self.record.version);
+        let Some(leading) = self.leading.as_mut() else { return false };
+        let Some(under_way) = leading.handing_over.as_mut() else { return false };
+        let target = under_way.target;
+        if under_way.asked.is_none() && drained && self.record.names(target) {
+            under_way.asked = Some(version);
+        }
+        match under_way.asked {
+            Some(asked) if asked == version => {
+                let at = self.position.lsn;
+                self.propose(now, Change::HandOver { target, at }, actions);
+                return true;
+            }
+            None if self.record.names(target) => {}
+            // The target has left the set; or another decision came first, so that this one will not come any more.
+            _ => leading.handing_over = None,
+        }
+        false
     }
 
     /// The primary is silent: a member proposes itself; one that is named in an earlier life says where it stands.
@@ -435,7 +525,14 @@ impl Role {
 impl Leading {
     /// At the decision.
     fn of(epoch: Epoch) -> Leading {
-        Leading { epoch, begun: false, peers: BTreeMap::new(), admitted: BTreeMap::new(), beaten_at: None }
+        Leading {
+            epoch,
+            begun: false,
+            peers: BTreeMap::new(),
+            admitted: BTreeMap::new(),
+            beaten_at: None,
+            handing_over: None,
+        }
     }
 
     /// What is known of a member in this life.
