@@ -27,6 +27,8 @@ const SPARSE: u32 = DEGREES / 8 * 5;
 const PUNCHES_MAX: usize = 64;
 /// Victims collected before the segments that they free are made free by a checkpoint.
 const VICTIMS_PER_CHECKPOINT: usize = 16;
+/// As many are collected in the background while somebody waits: what is waited for is often that checkpoint.
+const VICTIMS_WHILE_WAITED_FOR: usize = 4;
 
 impl Store {
     /// Takes the maintenance role; or, where somebody else has it, waits until it is given up and answers `false`.
@@ -40,9 +42,11 @@ impl Store {
             core.maintaining = true;
             return Ok(true);
         }
+        core.waiting_for_maintenance += 1;
         while core.maintaining && core.stopped.is_none() {
             core = self.changed.wait(core);
         }
+        core.waiting_for_maintenance -= 1;
         core.writable()?;
         Ok(false)
     }
@@ -97,7 +101,7 @@ impl Store {
             self.checkpoint_in_role()?;
             return Ok(true);
         }
-        if low && self.collect_in_role(VICTIMS_PER_CHECKPOINT)? {
+        if low && self.collect_in_role(VICTIMS_WHILE_WAITED_FOR)? {
             return Ok(true);
         }
         if or_no_space(self.level_wear())? || self.give_back()? {
@@ -224,11 +228,15 @@ impl Store {
         self.geometry.log_keeps_free() + stock
     }
 
-    /// Empties a few segments and makes a checkpoint that frees them; whether that was of use.
-    fn collect_in_role(&self, victims: usize) -> Result<bool> {
+    /// Empties a few segments, while somebody waits for it no more than so many, and makes a checkpoint that frees them;
+    /// whether that was of use.
+    fn collect_in_role(&self, while_waited_for: usize) -> Result<bool> {
         let before = self.core.lock().segments.free();
         let mut emptied = usize::from(or_no_space(self.level_wear())?);
-        for _ in 0..victims {
+        for victims in 0..VICTIMS_PER_CHECKPOINT {
+            if victims >= while_waited_for && self.core.lock().waiting_for_maintenance > 0 {
+                break;
+            }
             // No segment left to move into: what was emptied so far must be freed first.
             if !or_no_space(self.collect_one())? {
                 break;

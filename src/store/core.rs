@@ -224,6 +224,8 @@ pub(crate) struct Core {
     pub(crate) stopped: Option<String>,
     /// Somebody does maintenance.
     pub(crate) maintaining: bool,
+    /// So many wait until it is done.
+    pub(crate) waiting_for_maintenance: usize,
     pub(crate) faults: PlantedFaults,
 }
 

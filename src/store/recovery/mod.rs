@@ -162,6 +162,7 @@ impl Store {
             bad_blocks: std::collections::BTreeSet::new(),
             stopped: None,
             maintaining: false,
+            waiting_for_maintenance: 0,
             faults: options.faults,
             geometry: geometry.clone(),
         };
