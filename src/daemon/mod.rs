@@ -155,7 +155,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     manager.tell(State::Starting("opening the pool"));
     let OpenPool { store, report, paths } =
         pool::open(&specs, other_content, store_options, environment.clone())?;
-    let array_options = ArrayOptions { name: config.array_name.clone() };
+    let array_options = ArrayOptions::new(config.array_name.clone());
     let array = Array::new(store.clone(), array_options, environment.clone())?;
     if let Some(report) = &report {
         tell(report, &array);

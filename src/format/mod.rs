@@ -14,6 +14,7 @@ pub mod page;
 pub mod root;
 pub mod segment;
 pub mod superblock;
+pub mod system;
 pub mod unpack;
 
 /// Version of the whole media format; a pool of another version is refused.

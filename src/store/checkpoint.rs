@@ -145,7 +145,7 @@ impl Store {
         let root = CheckpointRoot {
             number: crate::units::CheckpointNumber(core.checkpoint.0 + 1),
             lsn: core.log.committed(),
-            epoch: core.log.epoch,
+            epoch: core.log.committed_epoch,
             log_incarnation: core.log.incarnation,
             log_segment: core.log.position.segment,
             log_offset: core.log.position.offset,

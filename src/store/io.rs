@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::SYNC_UNIT_BYTES;
 use crate::format::batch::{BATCH_HEADER_BYTES, BatchHeader, BatchKind};
-use crate::units::{Lsn, SegmentId};
+use crate::units::{Epoch, Lsn, SegmentId};
 
 use super::Store;
 use super::core::Core;
@@ -39,6 +39,31 @@ impl Store {
     #[must_use]
     pub fn last_lsn(&self) -> Lsn {
         self.core.lock().log.committed()
+    }
+
+    /// The term of the newest operation that was committed, and its number.
+    #[must_use]
+    pub fn position(&self) -> (Epoch, Lsn) {
+        let core = self.core.lock();
+        (core.log.committed_epoch, core.log.committed())
+    }
+
+    /// What is committed from now on belongs to this term.
+    ///
+    /// # Errors
+    /// `NotPrimary` for a term that is over.
+    pub fn begin_epoch(&self, epoch: Epoch) -> Result<()> {
+        let mut core = self.core.lock();
+        let present = core.log.epoch;
+        if epoch < present {
+            let what = format!(
+                "term {}.{} is over: it is {}.{} now",
+                epoch.generation, epoch.number, present.generation, present.number
+            );
+            return Err(Error::new(ErrorKind::NotPrimary, what));
+        }
+        core.log.raise_epoch(epoch);
+        Ok(())
     }
 
     /// Hands everything up to `lsn` to the operating system: the death of the process no longer loses it.
