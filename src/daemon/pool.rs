@@ -23,6 +23,7 @@ use crate::store;
 use crate::store::DeviceContent;
 use crate::store::Environment;
 use crate::store::OpenReport;
+use crate::store::PoolIdentity;
 use crate::store::Store;
 use crate::store::StoreOptions;
 use crate::units::ByteCount;
@@ -108,6 +109,20 @@ pub fn open(
     options: StoreOptions,
     environment: Environment,
 ) -> Outcome<OpenPool> {
+    open_as(specs, other_content, options, environment, None)
+}
+
+/// As `open`; a pool that is made gets the identity that another node's has.
+///
+/// # Errors
+/// As `open`.
+pub fn open_as(
+    specs: &[DeviceSpec],
+    other_content: OtherContent,
+    options: StoreOptions,
+    environment: Environment,
+    identity: Option<&PoolIdentity>,
+) -> Outcome<OpenPool> {
     let found = find(specs)?;
     let paths = specs.iter().map(|spec| spec.path.clone()).collect();
     if let Some(devices) = found.complete_pool() {
@@ -119,7 +134,7 @@ pub fn open(
     }
     let (devices, made) = found.make_missing(specs)?;
     let geometry_hint = geometry_hint(&options, specs, &made);
-    match Store::create(devices, options, environment) {
+    match Store::create_as(devices, options, environment, identity) {
         Ok(store) => Ok(OpenPool { store: Arc::new(store), report: None, paths }),
         Err(error) => {
             discard(&made);

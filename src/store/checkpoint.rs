@@ -157,6 +157,7 @@ impl Store {
             next_node: MapNodeId(core.node_ids.high_water),
             tables: [TableRoot::default(); Table::ALL.len()],
             counters,
+            syncing: core.being_synced,
             block_changes: Vec::new(),
             node_changes: Vec::new(),
             release_queue: core.release_queue.iter().copied().collect(),

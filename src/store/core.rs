@@ -220,6 +220,8 @@ pub(crate) struct Core {
     pub(crate) rebuild: Rebuild,
     /// Blocks whose stored bytes have failed their check.
     pub(crate) bad_blocks: BTreeSet<u64>,
+    /// The pool is marked as one that is being brought up to what others hold.
+    pub(crate) being_synced: bool,
     /// Why writes are refused, if they are.
     pub(crate) stopped: Option<String>,
     /// Somebody does maintenance.

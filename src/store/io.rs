@@ -86,7 +86,8 @@ impl Store {
     pub fn make_durable(&self, lsn: Lsn) -> Result<()> {
         let mut core = self.core.lock();
         loop {
-            if core.log.durable >= lsn {
+            // Numbers from before another node's position was adopted mean nothing.
+            if core.log.durable >= lsn.min(core.log.committed()) {
                 return Ok(());
             }
             core.writable()?;

@@ -164,6 +164,13 @@ impl OpenLog {
         Lsn(self.next_lsn.0 - 1)
     }
 
+    /// The next operation is the one behind `lsn`, of this opening; nothing is to be written.
+    pub(crate) fn go_on_behind(&mut self, epoch: Epoch, lsn: Lsn, incarnation: Incarnation) {
+        (self.epoch, self.committed_epoch, self.incarnation) = (epoch, epoch, incarnation);
+        self.next_lsn = lsn.next();
+        (self.written, self.durable, self.durable_stated) = (lsn, lsn, lsn);
+    }
+
     fn start_of_next(&self) -> u32 {
         if self.align_next {
             self.position.offset.next_multiple_of(SYNC_UNIT_BYTES as u32)
