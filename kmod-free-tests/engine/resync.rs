@@ -8,7 +8,7 @@ use sinter::device::faulty::{FaultPlan, FaultyDisk};
 use sinter::error::ErrorKind;
 use sinter::format::operation::CloneRecord;
 use sinter::store::{
-    Applied, PoolIdentity, Shipment, ShippedMapping, ShippedOperation, ShippedPayload, Store,
+    Applied, CloneRequest, PoolIdentity, Shipment, ShippedMapping, ShippedOperation, ShippedPayload, Store,
 };
 use sinter::sync::seeded::SeededNumbers;
 use sinter::units::{BlockCount, ByteCount, Epoch, Fingerprint, Lba, Lsn, ObjectNumber};
@@ -324,6 +324,24 @@ fn an_operation_of_this_stores_own_keeps_the_numbers_of_objects() {
     let zero = ShippedOperation::Zero { object: ObjectNumber(5), first: Lba(0), count: BlockCount(64) };
     assert_eq!(store.apply_local(&zero).unwrap(), Applied::UpTo(store.last_lsn()));
     assert_eq!(store.create_object(BlockCount(1), &[]).unwrap().0, ObjectNumber(10));
+    store.follow(true);
+    let (newest, number) = (store.last_lsn(), ObjectNumber(3));
+    let refused = [
+        store.write(number, Lba(0), &blocks(5..6)).map(|outcome| outcome.lsn),
+        store.write(number, Lba(0), &[0; 4096]).map(|outcome| outcome.lsn),
+        store.zero(number, Lba(0), BlockCount(2)),
+        store.create_object(BlockCount(1), &[]).map(|(_, lsn)| lsn),
+        store.update_object(number, BlockCount(70), &[]),
+        store.delete_object(number),
+        store.clone_objects(&[CloneRequest { source: number, opaque: &[] }]).map(|(_, lsn)| lsn),
+        store.restore_object(number, ObjectNumber(5), BlockCount(64), &[]),
+    ];
+    assert!(refused.into_iter().all(|refused| refused.unwrap_err().kind() == ErrorKind::NotPrimary));
+    assert_eq!(store.last_lsn(), newest);
+    store.apply_local(&zero).unwrap();
+    store.apply_local(&create(20)).unwrap();
+    store.follow(false);
+    store.write(number, Lba(9), &blocks(5..6)).unwrap();
     let far = store.shipped_mappings(ObjectNumber(3), Lba(60), BlockCount(5), &mut |_| panic!());
     assert_eq!(far.unwrap_err().kind(), ErrorKind::Invalid);
     let unknown = Fingerprint([7; 16]);

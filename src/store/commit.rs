@@ -134,8 +134,10 @@ impl Store {
                 self.core.lock().counters.zero_blocks += count.0;
                 return Ok(WriteOutcome { lsn, zero_blocks, ..WriteOutcome::default() });
             }
-            let committed =
-                self.run(Caller::Request, |core| self.commit_write(core, object, first, &reduction))?;
+            let committed = self.run(Caller::Request, |core| {
+                core.leads()?;
+                self.commit_write(core, object, first, &reduction)
+            })?;
             if let Some(outcome) = committed {
                 return Ok(outcome);
             }
@@ -329,6 +331,17 @@ impl Store {
     /// # Errors
     /// As `write`.
     pub fn zero(&self, object: ObjectNumber, first: Lba, count: BlockCount) -> Result<Lsn> {
+        self.zero_if(object, first, count, Core::leads)
+    }
+
+    /// As `zero`, each of its operations under a condition.
+    pub(crate) fn zero_if(
+        &self,
+        object: ObjectNumber,
+        first: Lba,
+        count: BlockCount,
+        condition: impl Fn(&Core) -> Result<()>,
+    ) -> Result<Lsn> {
         let mut done = 0;
         let mut last = Lsn(0);
         while done < count.0 {
@@ -338,6 +351,7 @@ impl Store {
             let steps = zero_steps(self.geometry.dirty_limit);
             let (lsn, covered) = self.run(Caller::Request, |core| {
                 core.writable()?;
+                condition(core)?;
                 let (prepared, needs) = core.prepare_operation(&left, steps)?;
                 let Prepared::Zero(plan) = &prepared else {
                     return Ok((Lsn(0), count.0));

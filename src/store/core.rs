@@ -222,6 +222,8 @@ pub(crate) struct Core {
     pub(crate) bad_blocks: BTreeSet<u64>,
     /// The pool is marked as one that is being brought up to what others hold.
     pub(crate) being_synced: bool,
+    /// What is committed comes from another node alone.
+    pub(crate) following: bool,
     /// Why writes are refused, if they are.
     pub(crate) stopped: Option<String>,
     /// Somebody does maintenance.
@@ -232,6 +234,18 @@ pub(crate) struct Core {
 }
 
 impl Core {
+    /// Refuses a request of a client while this node follows another.
+    ///
+    /// # Errors
+    /// `NotPrimary`.
+    pub(crate) fn leads(&self) -> Result<(), Error> {
+        if self.following {
+            let what = "this node follows another: only that one commits";
+            return Err(Error::new(crate::error::ErrorKind::NotPrimary, what));
+        }
+        Ok(())
+    }
+
     /// An object, or `NotFound`.
     pub(crate) fn object(&self, number: ObjectNumber) -> Result<&ObjectSlot, Error> {
         self.objects.get(number).ok_or_else(|| {

@@ -19,6 +19,13 @@ impl Store {
         self.core.lock().being_synced
     }
 
+    /// Whether this node follows another from now on: then every verb that commits is refused with `NotPrimary`, but
+    /// `apply` and `apply_local`. It is decided under the commit lock, so that no request that was let in before
+    /// takes a number that is another node's to give. A store that was opened follows nobody.
+    pub fn follow(&self, following: bool) {
+        self.core.lock().following = following;
+    }
+
     /// Marks the pool as syncing; the mark is durable afterwards.
     ///
     /// # Errors

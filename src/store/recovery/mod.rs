@@ -182,6 +182,7 @@ impl Store {
             rebuild: Rebuild::of_table(root.next_block),
             bad_blocks: std::collections::BTreeSet::new(),
             being_synced: root.syncing,
+            following: false,
             stopped: None,
             maintaining: false,
             waiting_for_maintenance: 0,
