@@ -19,6 +19,16 @@ pub struct Timing {
     pub ask_after: Duration,
     /// A proposal without outcome is made again after this time.
     pub repeat_after: Duration,
+    /// The leader of the consensus group sends its heartbeat this often, and waits no longer for an answer to one:
+    /// longer than a log entry takes to be synced on a busy device.
+    pub group_heartbeat: Duration,
+    /// The shortest time without a leader after which a voter stands for election: several heartbeats of the group,
+    /// of which one may be late.
+    pub group_election_min: Duration,
+    /// The longest one. It is also for how long a voter that hears its leader votes for nobody else, and what counts
+    /// as hearing the group. A leader's death costs at most about both together: no set can change for so long, while
+    /// data goes on wherever the set need not change.
+    pub group_election_max: Duration,
 }
 
 /// Clocks may go wrong by one part in so many.
@@ -37,6 +47,9 @@ impl Timing {
             put_out_after: heartbeat * 6,
             ask_after: heartbeat * 9,
             repeat_after: heartbeat * 4,
+            group_heartbeat: heartbeat * 2,
+            group_election_min: heartbeat * 6,
+            group_election_max: heartbeat * 10,
         }
     }
 }
