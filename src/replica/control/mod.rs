@@ -52,7 +52,7 @@ pub struct Standing {
     pub leads: bool,
     /// Whether the group could decide a moment ago, as far as this node can tell.
     pub has_quorum: bool,
-    /// Who votes.
+    /// Who votes; while that changes, those that vote before and after: until then a quorum of both is needed.
     pub voters: Vec<NodeId>,
     /// Who follows without a vote.
     pub learners: Vec<NodeId>,

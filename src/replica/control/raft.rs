@@ -261,7 +261,9 @@ impl Control for RaftControl {
         let metrics = self.group.raft.metrics().borrow().clone();
         let id = |id: u64| u32::try_from(id).ok().map(NodeId);
         let membership = metrics.membership_config.membership();
-        let voters: Vec<NodeId> = membership.voter_ids().filter_map(id).collect();
+        let parts = membership.get_joint_config();
+        let in_all = |node: &u64| parts.iter().all(|part| part.contains(node));
+        let voters: Vec<NodeId> = membership.voter_ids().filter(in_all).filter_map(id).collect();
         let learners = membership.learner_ids().filter_map(id).collect();
         if metrics.running_state.is_err() || self.running.lock().is_none() {
             return Standing { voters, learners, ..Standing::default() };
@@ -270,7 +272,7 @@ impl Control for RaftControl {
         let led = metrics.state == ServerState::Leader;
         let lately = |age: Duration| age < self.group.timing.group_election_max;
         let has_quorum = if led {
-            voters == [self.group.own]
+            (parts.len() == 1 && voters == [self.group.own])
                 || metrics.millis_since_quorum_ack.is_some_and(|age| lately(Duration::from_millis(age)))
         } else {
             self.group.leader_silent_for().is_some_and(lately)
