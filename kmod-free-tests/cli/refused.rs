@@ -157,25 +157,27 @@ fn a_pool_of_another_format_version_is_named_and_left_alone() {
     let mut content = std::fs::read(&path).unwrap();
     let end = content.len() - SUPERBLOCK_AREA_BYTES as usize;
     let slot = SUPERBLOCK_SLOT_BYTES as usize;
-    let mut changed = 0;
-    for start in [0, slot, end, end + slot] {
-        let superblock = &mut content[start..start + SUPERBLOCK_BYTES];
-        if Superblock::decode(superblock).is_some() {
-            superblock[8..10].copy_from_slice(&1u16.to_le_bytes());
-            let (summed, sum) = superblock.split_at_mut(SUPERBLOCK_BYTES - 8);
-            sum.copy_from_slice(&checksum(summed).to_le_bytes());
-            changed += 1;
+    for version in [1u16, 2] {
+        let mut changed = 0;
+        for start in [0, slot, end, end + slot] {
+            let superblock = &mut content[start..start + SUPERBLOCK_BYTES];
+            if Superblock::version(superblock).is_some() {
+                superblock[8..10].copy_from_slice(&version.to_le_bytes());
+                let (summed, sum) = superblock.split_at_mut(SUPERBLOCK_BYTES - 8);
+                sum.copy_from_slice(&checksum(summed).to_le_bytes());
+                changed += 1;
+            }
         }
+        assert!(changed >= 2);
+        std::fs::write(&path, &content).unwrap();
+        for refused in
+            [serve(scratch.path(), &["--device", device]), check(scratch.path(), &["--device", device])]
+        {
+            let error = failure(&refused, 11);
+            assert!(error.contains(&format!("version {version}")) && error.contains("version 3"), "{error}");
+        }
+        assert!(std::fs::read(&path).unwrap() == content, "nothing was written");
     }
-    assert!(changed >= 2);
-    std::fs::write(&path, &content).unwrap();
-    for refused in
-        [serve(scratch.path(), &["--device", device]), check(scratch.path(), &["--device", device])]
-    {
-        let error = failure(&refused, 11);
-        assert!(error.contains("version 1") && error.contains("version 2"), "{error}");
-    }
-    assert!(std::fs::read(&path).unwrap() == content, "nothing was written");
 }
 
 #[test]

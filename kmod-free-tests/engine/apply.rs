@@ -18,11 +18,11 @@ use crate::pool::Pool;
 use crate::{assert_sound, blocks, read};
 
 /// A block's stored bytes and their checksum.
-type Stored = (Vec<u8>, u64);
+pub(crate) type Stored = (Vec<u8>, u64);
 
 /// Turns what the sink is told into what is shipped, and keeps it: by number, and each block by fingerprint.
 #[derive(Default)]
-struct Shipper {
+pub(crate) struct Shipper {
     kept: Mutex<Kept>,
 }
 
@@ -81,12 +81,12 @@ impl CommitSink for Shipper {
 }
 
 impl Shipper {
-    fn shipment(&self, lsn: u64) -> Option<Shipment> {
+    pub(crate) fn shipment(&self, lsn: u64) -> Option<Shipment> {
         self.kept.lock().unwrap().shipments.get(&lsn).cloned()
     }
 
     /// The same operation, with payloads at exactly these positions.
-    fn with_payloads(&self, shipment: &Shipment, positions: &[usize]) -> Shipment {
+    pub(crate) fn with_payloads(&self, shipment: &Shipment, positions: &[usize]) -> Shipment {
         let mut again = shipment.clone();
         if let ShippedOperation::Write { mappings, payloads, .. } = &mut again.operation {
             let kept = self.kept.lock().unwrap();
@@ -107,14 +107,14 @@ impl Shipper {
 }
 
 /// Two stores of one array: same key, other sizes.
-fn primary(seed: u64) -> (Store, Arc<Shipper>) {
+pub(crate) fn primary(seed: u64) -> (Store, Arc<Shipper>) {
     let mut pool = Pool::small(seed, 300);
     let shipper = Arc::new(Shipper::default());
     pool.options.sink = Some(Arc::clone(&shipper) as Arc<dyn CommitSink>);
     (pool.create(), shipper)
 }
 
-fn same(one: &Store, other: &Store, seed: u64) {
+pub(crate) fn same(one: &Store, other: &Store, seed: u64) {
     assert_eq!(one.last_lsn(), other.last_lsn(), "seed {seed}");
     let sorted = |store: &Store| {
         let mut objects = store.objects().unwrap();
@@ -136,7 +136,7 @@ fn same(one: &Store, other: &Store, seed: u64) {
 }
 
 /// One request of a random client.
-fn step(store: &Store, numbers: &mut SeededNumbers) {
+pub(crate) fn step(store: &Store, numbers: &mut SeededNumbers) {
     let objects = store.objects().unwrap();
     if objects.len() < 2 || (objects.len() < 5 && numbers.chance(1, 30)) {
         store.create_object(BlockCount(1 + numbers.below(1500)), b"new").unwrap();
@@ -182,14 +182,19 @@ fn step(store: &Store, numbers: &mut SeededNumbers) {
 }
 
 /// The positions whose payloads come with an operation.
-fn brought(shipment: &Shipment) -> Vec<usize> {
+pub(crate) fn brought(shipment: &Shipment) -> Vec<usize> {
     let ShippedOperation::Write { mappings, .. } = &shipment.operation else { return Vec::new() };
     let with = |mapping: &ShippedMapping| matches!(mapping, ShippedMapping::Block { payload: Some(_), .. });
     (0..).zip(mappings).filter(|(_, mapping)| with(mapping)).map(|(position, _)| position).collect()
 }
 
 /// Ships the next operation as a seed says: with all its payloads, or with what is asked for.
-fn ship(shipper: &Shipper, secondary: &Store, numbers: &mut SeededNumbers, asked: &mut u64) -> bool {
+pub(crate) fn ship(
+    shipper: &Shipper,
+    secondary: &Store,
+    numbers: &mut SeededNumbers,
+    asked: &mut u64,
+) -> bool {
     let next = secondary.last_lsn().next();
     let Some(shipment) = shipper.shipment(next.0) else { return false };
     let bare = numbers.chance(1, 2);

@@ -7,6 +7,7 @@ mod index;
 #[path = "../common/pool.rs"]
 mod pool;
 mod repair;
+mod resync;
 mod snapshots;
 
 use sinter::store::{CheckReport, Store};

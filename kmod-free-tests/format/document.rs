@@ -402,10 +402,11 @@ fn checkpoint_root() {
         ("next node id", with!(plain(), next_node = MapNodeId(1))),
         ("table roots", tables),
         ("counters", with!(plain(), counters.freed_nodes = 1)),
+        ("syncing", with!(plain(), syncing = false)),
         ("lists", with!(plain(), release_queue = vec![])),
     ]
     .map(|(name, root)| (name, root.encode()));
     let bytes = plain().encode();
     compare("checkpoint root", bytes.len(), &bytes, &changed);
-    assert_eq!(bytes.len(), 492 + 5 * 8 + 12 + 12 + 8 + 17 + 16);
+    assert_eq!(bytes.len(), 493 + 5 * 8 + 12 + 12 + 8 + 17 + 16);
 }

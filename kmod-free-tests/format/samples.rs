@@ -214,6 +214,7 @@ pub(crate) fn checkpoint_root() -> CheckpointRoot {
             live_bytes: -160,
             erases: 4,
         }],
+        syncing: true,
         borrowers: vec![(MapNodeId(17), MapNodeId(16))],
         ..CheckpointRoot::default()
     }

@@ -43,7 +43,7 @@ pub(crate) struct TestCatalog {
 /// A file system over a new array in memory.
 pub(crate) fn new_file_system(seed: u64) -> (Arc<TestCatalog>, FileSystem, Environment) {
     let (store, environment) = new_store(seed);
-    let options = ArrayOptions { name: "test".to_owned() };
+    let options = ArrayOptions::new("test");
     let array = Array::new(store, options, environment.clone()).unwrap();
     let catalog = Arc::new(TestCatalog { array, snapshots: Mutex::default(), failure: Arc::default() });
     let files = FileSystem::new(catalog.clone(), environment.clock.clone());

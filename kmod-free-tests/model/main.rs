@@ -7,6 +7,7 @@
 #[path = "../common/pool.rs"]
 mod pool;
 
+mod gate;
 mod management;
 mod partial_writes;
 mod programs;

@@ -24,7 +24,7 @@ use crate::kind;
 use crate::pool::new_store;
 
 pub(crate) fn open(store: &Arc<Store>, environment: &Environment) -> Arc<Array> {
-    Array::new(store.clone(), ArrayOptions { name: "test".to_owned() }, environment.clone()).unwrap()
+    Array::new(store.clone(), ArrayOptions::new("test"), environment.clone()).unwrap()
 }
 
 pub(crate) fn array() -> Arc<Array> {

@@ -18,7 +18,7 @@ use crate::world::BLOCK;
 /// An array with one volume of a few blocks, opened by as many clients as asked for.
 fn clients(count: usize) -> (Arc<Array>, Vec<Arc<Volume>>) {
     let (store, environment) = new_store(1);
-    let array = Array::new(store, ArrayOptions { name: "threads".to_owned() }, environment).unwrap();
+    let array = Array::new(store, ArrayOptions::new("threads"), environment).unwrap();
     let new = NewVolume { name: "shared".to_owned(), size: ByteCount(1 << 16), ..NewVolume::default() };
     array.create_volume(new).unwrap();
     let clients = (0..count).map(|_| array.open_volume("shared").unwrap()).collect();

@@ -106,7 +106,7 @@ fn text(name: Name) -> String {
 }
 
 fn open(store: &Arc<Store>, environment: &Environment) -> Arc<Array> {
-    let options = ArrayOptions { name: "model".to_owned() };
+    let options = ArrayOptions::new("model");
     Array::new(store.clone(), options, environment.clone()).unwrap()
 }
 

@@ -4,6 +4,8 @@ use std::process::{Command, Stdio};
 
 use sinter::error::ErrorKind;
 use sinter::export::nbd::client::{Address, Client};
+use sinter::export::nbd::dial::Patience;
+use sinter::export::nbd::wire::options::SessionId;
 use sinter::units::ByteCount;
 
 use crate::{Fixture, MIB, eventually, noise};
@@ -41,6 +43,38 @@ fn round_trips_over_unix_and_tcp() {
     let fixture = Fixture::new(16 * MIB);
     round_trip(&Address::Unix(fixture.socket()), "v");
     round_trip(&Address::Tcp(([127, 0, 0, 1], fixture.tcp_port).into()), "");
+}
+
+#[test]
+fn a_session_goes_on_when_nothing_of_its_former_connection_can_be_executed_any_more() {
+    let fixture = Fixture::new(MIB);
+    let socket = fixture.socket();
+    let connect = move |session: u128| {
+        let (address, session) = (Address::Unix(socket.clone()), Some(SessionId(session)));
+        Client::connect_within(&address, "v", 8, &Patience::default(), session)
+    };
+    for len in [4096, 100_000] {
+        let mut other = connect(2).unwrap();
+        let mut former = connect(1).unwrap();
+        fixture.memory.write_gate.close();
+        former.write(0, &vec![1; len]).unwrap();
+        eventually("the write is under way", || {
+            fixture.memory.write_gate.waiting.load(std::sync::atomic::Ordering::SeqCst) == 1
+        });
+        let again = connect.clone();
+        let next = std::thread::Builder::new().spawn(move || again(1)).unwrap();
+        std::thread::park_timeout(std::time::Duration::from_millis(300));
+        assert!(!next.is_finished(), "it begins beside its former connection");
+        fixture.memory.write_gate.open();
+        let mut next = next.join().unwrap().unwrap();
+        next.write(0, &vec![2; len]).unwrap();
+        next.flush().unwrap();
+        assert!(former.flush().is_err());
+        assert_eq!(fixture.memory.bytes(0, len), vec![2; len]);
+        // Another session does not care.
+        other.write(0, &[3; 512]).unwrap();
+        other.flush().unwrap();
+    }
 }
 
 #[test]

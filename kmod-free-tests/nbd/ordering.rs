@@ -193,6 +193,8 @@ fn errors_reach_the_client_as_what_they_are() {
             *fixture.memory.acknowledge_fault.lock().unwrap() = Some(kind);
             raw.write(0, 1, 0, &[1; 512]);
             assert_eq!(raw.answer(0).error, errno, "committed, but not acknowledged");
+            raw.write(FUA, 1, 0, &[1; 512]);
+            assert_eq!(raw.answer(0).error, errno, "what is not acknowledged is not durable");
             *fixture.memory.acknowledge_fault.lock().unwrap() = None;
         }
         raw.write(0, 1, 0, &[1; 512]);

@@ -15,6 +15,7 @@ use axum::http::header::CONTENT_LENGTH;
 use axum::http::header::CONTENT_TYPE;
 
 use crate::api::condition;
+use crate::api::pass_on::PASSED_ON;
 use crate::api::problem::Problem;
 use crate::api::request::Query;
 use crate::array::Version;
@@ -65,6 +66,11 @@ impl Call {
         condition::if_match(&self.headers)
     }
 
+    /// Whether another node has passed the request on.
+    pub(super) fn is_passed_on(&self) -> bool {
+        self.headers.contains_key(PASSED_ON)
+    }
+
     /// Reads a JSON body of at most `limit` bytes. Only `application/json` is taken: a page in a
     /// browser cannot send that to another site without being asked first.
     pub(super) async fn json(self, limit: usize) -> Result<Bytes, Problem> {
@@ -75,25 +81,31 @@ impl Call {
             let detail = "the body must be JSON: send Content-Type: application/json";
             return Err(Problem::http(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail));
         }
-        let too_large = || {
-            let detail = format!("the body is larger than {limit} bytes");
-            Problem::http(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
-        };
         let announced =
             self.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
         if announced.is_some_and(|length| length > limit) {
-            return Err(too_large());
+            return Err(too_large(limit));
         }
-        match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(self.body, limit)).await {
-            Ok(Ok(body)) => Ok(body),
-            Ok(Err(error)) if is_limit(&error) => Err(too_large()),
-            Ok(Err(error)) => Err(Problem::invalid(format!("the body broke off: {error}"))),
-            Err(_) => {
-                let detail = "the body took too long to arrive";
-                Err(Problem::http(StatusCode::REQUEST_TIMEOUT, "request_timeout", detail))
-            }
+        body_within(self.body, limit).await
+    }
+}
+
+/// Takes a body of at most `limit` bytes.
+pub(super) async fn body_within(body: Body, limit: usize) -> Result<Bytes, Problem> {
+    match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, limit)).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(error)) if is_limit(&error) => Err(too_large(limit)),
+        Ok(Err(error)) => Err(Problem::invalid(format!("the body broke off: {error}"))),
+        Err(_) => {
+            let detail = "the body took too long to arrive";
+            Err(Problem::http(StatusCode::REQUEST_TIMEOUT, "request_timeout", detail))
         }
     }
+}
+
+fn too_large(limit: usize) -> Problem {
+    let detail = format!("the body is larger than {limit} bytes");
+    Problem::http(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", detail)
 }
 
 /// Whether reading stopped because of the limit rather than the connection.

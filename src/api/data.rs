@@ -25,7 +25,7 @@ use crate::units::BLOCK_BYTES;
 use crate::units::ByteCount;
 
 /// Largest body of a write.
-const WRITE_BODY_MAX: usize = 64 << 20;
+pub(super) const WRITE_BODY_MAX: usize = 64 << 20;
 
 /// Most bytes of one read.
 pub(super) const READ_BYTES_MAX: u64 = 32 << 20;

@@ -78,8 +78,9 @@ fn responses(route: &Route, generator: &mut SchemaGenerator, problem: &Value) ->
         .insert("default".to_owned(), json!({ "description": "What else may go wrong", "content": refusal }));
     if route.status < 300 {
         let mut success = json!({ "description": http_status(route.status) });
-        // Several things at once have no place in common.
-        if route.status == 201 && route.id != "create_snapshot_group" {
+        // Several things at once have no place in common, and a cluster and its tokens have none.
+        let has_place = route.id != "create_snapshot_group" && !route.path.starts_with("/api/v1/cluster/");
+        if route.status == 201 && has_place {
             success["headers"] = json!({ "Location": {
                 "description": "The path of what was made",
                 "schema": { "type": "string" },

@@ -36,6 +36,7 @@ use crate::api::types::FlashSummary;
 use crate::api::types::OverallReduction;
 use crate::api::types::PatternRemoval;
 use crate::api::types::ReductionMetrics;
+use crate::api::types::ReplicationMetrics;
 use crate::api::types::Sharing;
 use crate::api::types::SnapshotSums;
 use crate::api::types::VolumeMetrics;
@@ -51,7 +52,8 @@ type Answer = Result<Response, Problem>;
 pub(super) async fn all(State(service): State<Arc<Service>>, call: Call) -> Answer {
     call.query.finish()?;
     let (status, by_volume) = service.blocking(|array| Ok((array.status(), array.snapshot_counts()))).await?;
-    Ok(Json(all_metrics(&status, show_counts(by_volume))).into_response())
+    let cluster = cluster::replication_metrics(&service).await?;
+    Ok(Json(all_metrics(&status, show_counts(by_volume), cluster)).into_response())
 }
 
 pub(super) async fn reduction(State(service): State<Arc<Service>>, call: Call) -> Answer {
@@ -139,7 +141,11 @@ fn flash_metrics(store: &StoreStatistics) -> FlashMetrics {
     }
 }
 
-fn all_metrics(status: &ArrayStatus, by_volume: BTreeMap<String, u64>) -> AllMetrics {
+fn all_metrics(
+    status: &ArrayStatus,
+    by_volume: BTreeMap<String, u64>,
+    cluster: ReplicationMetrics,
+) -> AllMetrics {
     let store = &status.store;
     AllMetrics {
         data_reduction: all_reduction(status),
@@ -152,7 +158,7 @@ fn all_metrics(status: &ArrayStatus, by_volume: BTreeMap<String, u64>) -> AllMet
             total_physical_bytes: store.stored_data_bytes,
         },
         snapshots: AllSnapshots { total_snapshots: status.snapshots, snapshots_by_volume: by_volume },
-        cluster: cluster::replication_metrics(),
+        cluster,
     }
 }
 

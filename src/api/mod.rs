@@ -28,6 +28,7 @@ use crate::api::statistics::RestStatistics;
 use crate::api::types::Endpoints;
 use crate::array::Array;
 use crate::error::Result;
+use crate::replica::cluster::Cluster;
 use crate::sync::Clock;
 
 mod analytics;
@@ -40,6 +41,7 @@ mod figures;
 pub mod mounts;
 mod page;
 mod pages;
+mod pass_on;
 pub mod problem;
 pub mod request;
 mod routes;
@@ -62,9 +64,11 @@ pub struct Service {
     endpoints: Endpoints,
     after_delete: Box<dyn Fn() + Send + Sync>,
     mounts: Option<Arc<dyn MountControl>>,
+    cluster: Option<Arc<Cluster>>,
     clock: Arc<dyn Clock>,
     started: Duration,
     transfers: Semaphore,
+    passing: Semaphore,
     statistics: Arc<RestStatistics>,
     in_flight: Arc<AtomicUsize>,
 }
@@ -79,10 +83,22 @@ impl Service {
         after_delete: impl Fn() + Send + Sync + 'static,
     ) -> Service {
         let started = clock.monotonic();
-        let transfers = Semaphore::new(TRANSFERS_MAX);
+        let (transfers, passing) = (Semaphore::new(TRANSFERS_MAX), Semaphore::new(pass_on::PASSED_ON_MAX));
         let (statistics, in_flight) = (Arc::default(), Arc::default());
-        let (after_delete, mounts) = (Box::new(after_delete), None);
-        Service { array, endpoints, after_delete, mounts, clock, started, transfers, statistics, in_flight }
+        let (after_delete, mounts, cluster) = (Box::new(after_delete), None, None);
+        Service {
+            array,
+            endpoints,
+            after_delete,
+            mounts,
+            cluster,
+            clock,
+            started,
+            transfers,
+            passing,
+            statistics,
+            in_flight,
+        }
     }
 
     /// The same routes, and those of mounts.
@@ -90,6 +106,19 @@ impl Service {
     pub fn with_mounts(mut self, mounts: Arc<dyn MountControl>) -> Service {
         self.mounts = Some(mounts);
         self
+    }
+
+    /// The same routes, and those of the cluster that this node may form or be in.
+    #[must_use]
+    pub fn with_cluster(mut self, cluster: Arc<Cluster>) -> Service {
+        self.cluster = Some(cluster);
+        self
+    }
+
+    /// The cluster, if this node may be in one.
+    #[must_use]
+    pub fn cluster(&self) -> Option<Arc<Cluster>> {
+        self.cluster.clone()
     }
 
     /// Counters of the requests, which live on.
@@ -142,6 +171,7 @@ pub fn router(service: Arc<Service>, mounted: Router) -> Router {
         .merge(mounted)
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
+        .layer(axum::middleware::from_fn_with_state(service.clone(), pass_on::pass_on))
         .layer(axum::middleware::from_fn_with_state(service, count))
 }
 

@@ -12,6 +12,9 @@ use crate::api::types::ProblemDetails;
 use crate::error::Error;
 use crate::error::ErrorKind;
 
+/// The code where there is no primary that could be asked.
+pub(super) const NO_PRIMARY: &str = "no_primary";
+
 /// An error that is to be answered.
 #[derive(Debug)]
 pub struct Problem {
@@ -51,7 +54,9 @@ impl Problem {
 impl From<Error> for Problem {
     fn from(error: Error) -> Problem {
         let status = status_of(error.kind());
-        if status.is_server_error() {
+        // That another node is the primary, or none, is for the client to know.
+        let usual = matches!(error.kind(), ErrorKind::NotPrimary | ErrorKind::NoQuorum);
+        if status.is_server_error() && !usual {
             tracing::error!("{error}");
         }
         Problem { status, code: code_of(error.kind()), detail: error.to_string(), errors: Vec::new() }
@@ -80,13 +85,11 @@ pub fn status_of(kind: ErrorKind) -> StatusCode {
     match kind {
         ErrorKind::Invalid => StatusCode::BAD_REQUEST,
         ErrorKind::NotFound => StatusCode::NOT_FOUND,
-        ErrorKind::Exists | ErrorKind::Busy | ErrorKind::ReadOnly | ErrorKind::NotPrimary => {
-            StatusCode::CONFLICT
-        }
+        ErrorKind::Exists | ErrorKind::Busy | ErrorKind::ReadOnly => StatusCode::CONFLICT,
         ErrorKind::Changed => StatusCode::PRECONDITION_FAILED,
         ErrorKind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
         ErrorKind::Corrupt | ErrorKind::Device => StatusCode::INTERNAL_SERVER_ERROR,
-        ErrorKind::Stopped | ErrorKind::NoQuorum => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::Stopped | ErrorKind::NotPrimary | ErrorKind::NoQuorum => StatusCode::SERVICE_UNAVAILABLE,
         ErrorKind::Unreachable => StatusCode::BAD_GATEWAY,
         ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
     }
@@ -116,6 +119,9 @@ pub fn code_of(kind: ErrorKind) -> &'static str {
 /// The kind of error behind a `code`, for the client's side; `None` for codes of HTTP itself.
 #[must_use]
 pub fn kind_of(code: &str) -> Option<ErrorKind> {
+    if code == NO_PRIMARY {
+        return Some(ErrorKind::NoQuorum);
+    }
     ALL_KINDS.into_iter().find(|kind| code_of(*kind) == code)
 }
 

@@ -19,8 +19,12 @@ use crate::api::types::CreateVolume;
 use crate::api::types::Failover;
 use crate::api::types::FieldError;
 use crate::api::types::Heartbeat;
+use crate::api::types::InitCluster;
+use crate::api::types::NewToken;
+use crate::api::types::Promote;
 use crate::api::types::ResizeVolume;
 use crate::api::types::RestoreSnapshot;
+use crate::api::types::TokenRole;
 use crate::api::types::UpdateVolume;
 
 /// Largest `size_gb`, in GiB.
@@ -146,6 +150,28 @@ pub fn add_peer(body: &[u8]) -> Result<AddPeer, Problem> {
     }
 }
 
+/// Reads the body of `POST /cluster/init`.
+///
+/// # Errors
+/// A 400 that names every wrong field.
+pub fn init_cluster(body: &[u8]) -> Result<InitCluster, Problem> {
+    let mut fields = Fields::parse(body)?;
+    let listen = fields.optional("listen", text);
+    fields.finish()?;
+    Ok(InitCluster { listen })
+}
+
+/// Reads the body of `POST /cluster/tokens`.
+///
+/// # Errors
+/// A 400 that names every wrong field.
+pub fn new_token(body: &[u8]) -> Result<NewToken, Problem> {
+    let mut fields = Fields::parse(body)?;
+    let role = fields.required("role", token_role);
+    fields.finish()?;
+    role.map(|role| NewToken { role }).ok_or_else(|| Problem::invalid("role is needed"))
+}
+
 /// Reads the body of `POST /cluster/failover`.
 ///
 /// # Errors
@@ -155,6 +181,17 @@ pub fn failover(body: &[u8]) -> Result<Failover, Problem> {
     let target_node = fields.optional("target_node", text);
     fields.finish()?;
     Ok(Failover { target_node })
+}
+
+/// Reads the body of `POST /cluster/promote`.
+///
+/// # Errors
+/// A 400 that names every wrong field.
+pub fn promote(body: &[u8]) -> Result<Promote, Problem> {
+    let mut fields = Fields::parse(body)?;
+    let force = fields.optional("force", flag);
+    fields.finish()?;
+    Ok(Promote { force: force.unwrap_or(false) })
 }
 
 /// Reads the body of `POST /cluster/heartbeat`.
@@ -284,6 +321,14 @@ fn text(value: Value) -> Result<String, &'static str> {
         Value::String(text) => Ok(text),
         _ => Err("must be a string"),
     }
+}
+
+fn flag(value: Value) -> Result<bool, &'static str> {
+    value.as_bool().ok_or("must be true or false")
+}
+
+fn token_role(value: Value) -> Result<TokenRole, &'static str> {
+    serde_json::from_value(value).map_err(|_| "must be data, witness or client")
 }
 
 fn text_map(value: Value) -> Result<BTreeMap<String, String>, &'static str> {

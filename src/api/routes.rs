@@ -26,6 +26,8 @@ use crate::api::types;
 use crate::api::volumes;
 use crate::api::whole;
 
+mod cluster_table;
+
 /// Makes the schema of a body.
 pub(super) type Shape = fn(&mut SchemaGenerator) -> Schema;
 
@@ -200,7 +202,8 @@ const DIFF: &[Parameter] = &[
 ];
 
 /// The tables of all routes.
-pub(super) static ALL: &[&[Route]] = &[WHOLE, VOLUMES, SNAPSHOTS, MOUNTS, SCRUB, FIGURES, CLUSTER, ANALYTICS];
+pub(super) static ALL: &[&[Route]] =
+    &[WHOLE, VOLUMES, SNAPSHOTS, MOUNTS, SCRUB, FIGURES, cluster_table::ALL, ANALYTICS];
 
 const WHOLE: &[Route] = &[
     reading("/", "about", "What this is", shape::<types::About>, || get(whole::about)),
@@ -496,71 +499,6 @@ const FIGURES: &[Route] = &[
 ];
 
 /// While clustering is off, none of the changes can succeed: they have no answer but an error.
-const CLUSTER: &[Route] = &[
-    reading(
-        "/api/v1/cluster/status",
-        "cluster_status",
-        "How the cluster is",
-        shape::<types::ClusterStatus>,
-        || get(cluster::status),
-    ),
-    reading(
-        "/api/v1/cluster/replication",
-        "replication_status",
-        "How far the peers are",
-        shape::<types::ReplicationStatus>,
-        || get(cluster::replication),
-    ),
-    refused("post", "/api/v1/cluster/peers", "add_peer", "Add a node", Some(shape::<types::AddPeer>), || {
-        post(cluster::add_peer)
-    }),
-    refused("delete", "/api/v1/cluster/peers/{node}", "remove_peer", "Remove a node", None, || {
-        delete(cluster::remove_peer)
-    }),
-    refused(
-        "post",
-        "/api/v1/cluster/failover",
-        "failover",
-        "Make another node the primary",
-        Some(shape::<types::Failover>),
-        || post(cluster::failover),
-    ),
-    refused("post", "/api/v1/cluster/failback", "failback", "Make the old primary it again", None, || {
-        post(cluster::failback)
-    }),
-    refused(
-        "post",
-        "/api/v1/cluster/heartbeat",
-        "heartbeat",
-        "Between nodes",
-        Some(shape::<types::Heartbeat>),
-        || post(cluster::heartbeat),
-    ),
-];
-
-/// A route that answers 400 as long as clustering is off.
-const fn refused(
-    method: &'static str,
-    path: &'static str,
-    id: &'static str,
-    summary: &'static str,
-    body: Option<Shape>,
-    handler: fn() -> MethodRouter<Arc<Service>>,
-) -> Route {
-    Route {
-        method,
-        path,
-        id,
-        summary,
-        parameters: &[],
-        body,
-        status: 400,
-        answer: None,
-        problems: &[],
-        handler,
-    }
-}
-
 const ANALYTICS: &[Route] = &[
     reading(
         "/api/v1/analytics/capacity/forecast",

@@ -4,7 +4,6 @@ use jiff::Timestamp;
 
 use crate::api::figures;
 use crate::api::types::ChangedRange;
-use crate::api::types::ClusterState;
 use crate::api::types::Endpoints;
 use crate::api::types::HealthState;
 use crate::api::types::Mount;
@@ -154,7 +153,7 @@ pub(super) fn status(
             moved_bytes: store.moved_bytes,
             reclaimed_segments: store.collected_segments,
         },
-        cluster: StatusCluster { enabled: false, state: ClusterState::Standalone },
+        cluster: StatusCluster::default(),
         log: StatusLog { lsn: store.lsn, durable_lsn: store.durable_lsn, checkpoints: store.checkpoints },
         problems: status
             .problems

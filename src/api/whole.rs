@@ -9,12 +9,14 @@ use axum::response::Response;
 
 use crate::api::Service;
 use crate::api::call::Call;
+use crate::api::cluster;
 use crate::api::problem::Problem;
 use crate::api::types::About;
 use crate::api::types::ArrayCapacity;
 use crate::api::types::ArrayInfo;
 use crate::api::types::ArrayList;
 use crate::api::types::Health;
+use crate::api::types::HealthState;
 use crate::api::view;
 
 type Answer = Result<Response, Problem>;
@@ -31,10 +33,11 @@ pub(super) async fn about(call: Call) -> Answer {
 
 pub(super) async fn health(State(service): State<Arc<Service>>) -> Answer {
     let status = service.blocking(|array| Ok(array.status())).await?;
+    let cluster = cluster::health(&service);
     let health = Health {
-        status: view::health(status.health),
+        status: if cluster == Some(false) { HealthState::Degraded } else { view::health(status.health) },
         reduction_ratio: status.reduction_ratio,
-        cluster_enabled: false,
+        cluster_enabled: cluster.is_some(),
     };
     Ok(Json(health).into_response())
 }
@@ -66,10 +69,16 @@ pub(super) async fn status(State(service): State<Arc<Service>>, call: Call) -> A
             Ok((array.status(), mounts))
         })
         .await?;
+    let (part, troubles) = cluster::part_of_status(&service).await?;
     let clock = &service.clock;
     let uptime = clock.monotonic().saturating_sub(service.started);
     let endpoints = service.endpoints.clone();
     let (id, now) = (service.array.id(), clock.since_unix_epoch());
-    let status = view::status(status, id, endpoints, mounts, now, uptime);
+    let mut status = view::status(status, id, endpoints, mounts, now, uptime);
+    if !troubles.is_empty() {
+        status.health = HealthState::Degraded;
+    }
+    status.problems.splice(0..0, troubles);
+    status.cluster = part;
     Ok(Json(status).into_response())
 }

@@ -13,10 +13,11 @@ use crate::error::Result;
 use crate::format::catalog::Record;
 use crate::format::catalog::RecordKind;
 use crate::format::checksum;
-use crate::store::Store;
+use crate::format::system::SystemRecord;
 use crate::units::ObjectNumber;
 use crate::units::Uuid;
 
+use super::gate::Backing;
 use super::volume::Access;
 use super::volume::SharedVolume;
 use super::which::Version;
@@ -31,13 +32,24 @@ pub(super) struct Entry {
 
 impl Entry {
     /// What was just committed as an object with this record, whose bytes are `opaque`.
-    pub(super) fn new(store: &Arc<Store>, number: ObjectNumber, record: Record, opaque: &[u8]) -> Entry {
+    pub(super) fn new(backing: &Backing, number: ObjectNumber, record: Record, opaque: &[u8]) -> Entry {
         let access = match record.kind {
             RecordKind::Volume => Access::ReadWrite,
             RecordKind::Snapshot { .. } => Access::ReadOnly,
         };
-        let shared = SharedVolume::new(store.clone(), number, record.id, record.size, access);
+        let shared = SharedVolume::new(backing.clone(), number, record.id, record.size, access);
         Entry { version: Version(checksum(opaque)), record, shared: Arc::new(shared) }
+    }
+
+    /// The same object, for the connections that `before` has, where both are of one object.
+    pub(super) fn taking_over(self, before: &Entry) -> Entry {
+        if before.shared.number() != self.shared.number()
+            || before.source().is_some() != self.source().is_some()
+        {
+            return self;
+        }
+        before.shared.set_size(self.record.size);
+        Entry { shared: before.shared.clone(), ..self }
     }
 
     /// The same object with another record.
@@ -76,11 +88,14 @@ pub(super) fn no_snapshot(which: impl std::fmt::Display) -> Error {
 
 impl Catalog {
     /// Reads the catalog, and says in one line each what of it cannot be read. Such an object stays in
-    /// the store as it is, out of reach.
-    pub(super) fn load(store: &Arc<Store>) -> Result<(Catalog, Vec<String>)> {
+    /// the store as it is, out of reach. What the system keeps for itself is passed over.
+    pub(super) fn load(backing: &Backing) -> Result<(Catalog, Vec<String>)> {
         let mut catalog = Catalog::default();
         let mut damage = Vec::new();
-        for object in store.objects()? {
+        for object in backing.store.objects()? {
+            if SystemRecord::is_one(&object.opaque) {
+                continue;
+            }
             let record = Record::decode(&object.opaque).and_then(|record| {
                 if record.size != object.size.bytes() {
                     return Err(Error::new(ErrorKind::Corrupt, "catalog record and map differ in size"));
@@ -94,7 +109,7 @@ impl Catalog {
                 Ok(record)
             });
             match record {
-                Ok(record) => catalog.insert(Entry::new(store, object.number, record, &object.opaque)),
+                Ok(record) => catalog.insert(Entry::new(backing, object.number, record, &object.opaque)),
                 Err(error) => damage.push(format!("object {} cannot be served: {error}", object.number)),
             }
         }
@@ -218,6 +233,18 @@ impl Catalog {
             if names.is_empty() {
                 self.by_volume.remove(&of);
             }
+        }
+    }
+
+    /// All volumes and snapshots, in no useful order.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.volumes.values().chain(self.snapshots.values())
+    }
+
+    /// Every entry as `change` makes it; names and ids stay as they are.
+    pub(super) fn map_shared(&mut self, change: impl Fn(Entry) -> Entry) {
+        for entry in self.volumes.values_mut().chain(self.snapshots.values_mut()) {
+            *entry = change(entry.clone());
         }
     }
 

@@ -87,7 +87,7 @@ impl Array {
         find: impl FnOnce() -> Result<Entry>,
         name: impl FnOnce(&Entry) -> (String, String),
     ) -> Result<VolumeInfo> {
-        let management = self.management.lock();
+        let management = self.manage()?;
         let source = find()?;
         let (name, description) = name(&source);
         rules::check_text(&description, &source.record.tags)?;
@@ -110,15 +110,15 @@ impl Array {
             .first()
             .copied()
             .ok_or_else(|| Error::new(ErrorKind::Device, format!("volume {} was not made", record.name)))?;
-        let entry = Entry::new(&self.store, number, record, &opaque);
+        let entry = Entry::new(&self.backing, number, record, &opaque);
         self.catalog.lock().insert(entry.clone());
         drop(management);
-        self.store.make_durable(lsn)?;
+        self.backing.make_durable(lsn)?;
         Ok(self.describe_one(&entry))
     }
 
     fn restore_onto(&self, which: SnapshotWhich<'_>, volume: &str, force: bool) -> Result<VolumeInfo> {
-        let management = self.management.lock();
+        let management = self.manage()?;
         let source = self.find_snapshot(which)?;
         let target = self.find(volume.into())?;
         self.check_unused(&target, force)?;
@@ -135,7 +135,7 @@ impl Array {
         let entry = target.with(record, &opaque);
         self.catalog.lock().insert(entry.clone());
         drop(management);
-        self.store.make_durable(lsn)?;
+        self.backing.make_durable(lsn)?;
         Ok(self.describe_one(&entry))
     }
 }

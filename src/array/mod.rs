@@ -21,7 +21,7 @@ use crate::format::catalog::Record;
 use crate::format::catalog::RecordKind;
 use crate::store::Environment;
 use crate::store::Store;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, MutexGuard};
 use crate::units::ByteCount;
 use crate::units::Lsn;
 use crate::units::Uuid;
@@ -29,6 +29,7 @@ use crate::units::Uuid;
 mod catalog;
 mod changes;
 mod clones;
+mod gate;
 mod history;
 mod info;
 mod measure;
@@ -46,6 +47,7 @@ pub use changes::Change;
 pub use changes::ChangedExtent;
 pub use changes::Changes;
 pub use changes::Comparison;
+pub use gate::CommitGate;
 pub use history::History;
 pub use history::Sample;
 pub use history::Trend;
@@ -75,19 +77,32 @@ pub use which::Which;
 
 use catalog::Catalog;
 use catalog::Entry;
+use gate::Admission;
+use gate::Backing;
 use measure::Measurements;
 use status::volume_ratio;
 
 /// What the configuration says about the array.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ArrayOptions {
     /// What the array is called.
     pub name: String,
+    /// Where other nodes hold the array too, what decides when an answer may be given.
+    pub gate: Option<Arc<dyn CommitGate>>,
+}
+
+impl ArrayOptions {
+    /// An array of this name that this node alone holds.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> ArrayOptions {
+        ArrayOptions { name: name.into(), gate: None }
+    }
 }
 
 /// The array: volumes and snapshots on one store.
 pub struct Array {
     store: Arc<Store>,
+    backing: Backing,
     options: ArrayOptions,
     environment: Environment,
     management: Mutex<()>,
@@ -105,9 +120,11 @@ impl Array {
     /// # Errors
     /// `Corrupt` or `Device` where the store cannot say which objects it has.
     pub fn new(store: Arc<Store>, options: ArrayOptions, environment: Environment) -> Result<Arc<Array>> {
-        let (catalog, damage) = Catalog::load(&store)?;
+        let backing = Backing::new(store.clone(), options.gate.clone());
+        let (catalog, damage) = Catalog::load(&backing)?;
         let array = Array {
             store,
+            backing,
             options,
             environment,
             management: Mutex::new(()),
@@ -118,6 +135,59 @@ impl Array {
         };
         array.note_damage(damage);
         Ok(Arc::new(array))
+    }
+
+    /// Reads the catalog anew, after operations were applied to the store past this array. What is still there keeps
+    /// its connections; what is gone is deleted for them.
+    ///
+    /// # Errors
+    /// `Corrupt` or `Device` where the store cannot say which objects it has; then nothing has changed.
+    pub fn reload(&self) -> Result<()> {
+        let _management = self.management.lock();
+        let (mut loaded, damage) = Catalog::load(&self.backing)?;
+        let mut gone = Vec::new();
+        {
+            // Connections are made under this lock: none can come between.
+            let mut catalog = self.catalog.lock();
+            loaded.map_shared(|entry| match catalog.by_id(entry.record.id) {
+                Some(before) => entry.taking_over(before),
+                None => entry,
+            });
+            for before in catalog.entries() {
+                let now = loaded.by_id(before.record.id);
+                if now.is_none_or(|now| !Arc::ptr_eq(&now.shared, &before.shared)) {
+                    before.shared.set_deleted(true);
+                    gone.push(before.record.id);
+                }
+            }
+            *catalog = loaded;
+        }
+        gone.into_iter().for_each(|id| self.forget_measurement(id));
+        let known = self.damage.lock().clone();
+        self.note_damage(damage.into_iter().filter(|line| !known.contains(line)).collect());
+        Ok(())
+    }
+
+    /// Runs `work` while no management verb is between its first look at the catalog and its commit. `work` must not
+    /// call a management verb.
+    pub fn freeze_management<R>(&self, work: impl FnOnce() -> R) -> R {
+        let _management = self.management.lock();
+        work()
+    }
+
+    /// Whether clients are taken here now: where several nodes hold the array, only on its primary, and not before it
+    /// knows all that its predecessor has done. May wait.
+    ///
+    /// # Errors
+    /// `NotPrimary`, `NoQuorum`.
+    pub fn takes_clients(&self) -> Result<()> {
+        self.backing.admit().map(drop)
+    }
+
+    /// Begins a management verb, if it is taken: no other goes on until what is returned is dropped.
+    fn manage(&self) -> Result<(MutexGuard<'_, ()>, Admission<'_>)> {
+        let admission = self.backing.admit()?;
+        Ok((self.management.lock(), admission))
     }
 
     /// What the array is called.
@@ -152,13 +222,13 @@ impl Array {
             tags: new.tags,
         };
         let opaque = record.encode()?;
-        let management = self.management.lock();
+        let management = self.manage()?;
         self.catalog.lock().check_free(&record.name, record.id)?;
         let (number, lsn) = self.store.create_object(record.size.blocks(), &opaque)?;
-        let entry = Entry::new(&self.store, number, record, &opaque);
+        let entry = Entry::new(&self.backing, number, record, &opaque);
         self.catalog.lock().insert(entry.clone());
         drop(management);
-        self.store.make_durable(lsn)?;
+        self.backing.make_durable(lsn)?;
         Ok(self.describe_one(&entry))
     }
 
@@ -231,14 +301,14 @@ impl Array {
     /// connected, without `force`; `ReadOnly`, `Stopped`, `Device`.
     pub fn delete_volume<'a>(&self, which: impl Into<Which<'a>>, force: bool) -> Result<()> {
         let which = which.into();
-        let management = self.management.lock();
+        let management = self.manage()?;
         let entry = self.find(which)?;
         self.check_unused(&entry, force)?;
         self.name_source_in_snapshots(&entry)?;
         self.take_out(&entry, force)?;
         let lsn = self.delete_object(&entry)?;
         drop(management);
-        self.store.make_durable(lsn)
+        self.backing.make_durable(lsn)
     }
 
     /// Opens a volume for a client; it is in use until what is returned here is dropped.
@@ -306,7 +376,7 @@ impl Array {
 
     /// Applies `edit` to what is kept of a volume.
     fn change(&self, which: Which<'_>, edit: impl FnOnce(&mut Record) -> Result<()>) -> Result<VolumeInfo> {
-        let management = self.management.lock();
+        let management = self.manage()?;
         let entry = self.find(which)?;
         let mut record = entry.record.clone();
         edit(&mut record)?;
@@ -318,7 +388,7 @@ impl Array {
         let entry = entry.with(record, &opaque);
         self.catalog.lock().insert(entry.clone());
         drop(management);
-        self.store.make_durable(lsn)?;
+        self.backing.make_durable(lsn)?;
         Ok(self.describe_one(&entry))
     }
 

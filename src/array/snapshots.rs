@@ -53,7 +53,7 @@ impl Array {
             let what = format!("a group of snapshots is of 1 to {GROUP_MAX} volumes");
             return Err(Error::new(ErrorKind::Invalid, what));
         }
-        let management = self.management.lock();
+        let management = self.manage()?;
         let now = self.now_ms();
         let mut planned: Vec<(Record, Vec<u8>)> = Vec::with_capacity(volumes.len());
         let mut sources = Vec::with_capacity(volumes.len());
@@ -77,14 +77,14 @@ impl Array {
         let entries: Vec<Entry> = planned
             .into_iter()
             .zip(numbers)
-            .map(|((record, opaque), number)| Entry::new(&self.store, number, record, &opaque))
+            .map(|((record, opaque), number)| Entry::new(&self.backing, number, record, &opaque))
             .collect();
         {
             let mut catalog = self.catalog.lock();
             entries.iter().for_each(|entry| catalog.insert(entry.clone()));
         }
         drop(management);
-        self.store.make_durable(lsn)?;
+        self.backing.make_durable(lsn)?;
         let catalog = self.catalog.lock();
         Ok(entries.iter().map(|entry| self.describe_snapshot(&catalog, entry)).collect())
     }
@@ -171,12 +171,12 @@ impl Array {
     /// # Errors
     /// `NotFound`; `Busy` while a client is connected, without `force`; `ReadOnly`, `Stopped`, `Device`.
     pub fn delete_snapshot(&self, which: SnapshotWhich<'_>, force: bool) -> Result<()> {
-        let management = self.management.lock();
+        let management = self.manage()?;
         let entry = self.find_snapshot(which)?;
         self.take_out(&entry, force)?;
         let lsn = self.delete_object(&entry)?;
         drop(management);
-        self.store.make_durable(lsn)
+        self.backing.make_durable(lsn)
     }
 
     pub(super) fn find_snapshot(&self, which: SnapshotWhich<'_>) -> Result<Entry> {

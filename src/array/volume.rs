@@ -14,7 +14,6 @@ use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::store::ChangedRun;
 use crate::store::MappingKind;
-use crate::store::Store;
 use crate::store::WriteOutcome;
 use crate::units::BLOCK_BYTES;
 use crate::units::BlockCount;
@@ -26,6 +25,7 @@ use crate::units::Uuid;
 
 use super::catalog::no_snapshot;
 use super::catalog::no_volume;
+use super::gate::Backing;
 use super::info::VolumeCounters;
 use super::info::VolumeState;
 use super::range_lock::RangeLock;
@@ -50,7 +50,7 @@ pub(super) enum Access {
 
 /// What all connections of one volume or snapshot share.
 pub(super) struct SharedVolume {
-    store: Arc<Store>,
+    backing: Backing,
     number: ObjectNumber,
     id: Uuid,
     access: Access,
@@ -69,14 +69,14 @@ pub(super) struct SharedVolume {
 
 impl SharedVolume {
     pub(super) fn new(
-        store: Arc<Store>,
+        backing: Backing,
         number: ObjectNumber,
         id: Uuid,
         size: ByteCount,
         access: Access,
     ) -> SharedVolume {
         SharedVolume {
-            store,
+            backing,
             number,
             id,
             access,
@@ -177,8 +177,9 @@ impl SharedVolume {
         let (head, rest) = buffer.split_at_mut(split.head_len());
         let (whole, tail) = rest.split_at_mut(rest.len() - split.tail_len());
         let filled = self.fill_edge(split.head, head, wait)?
-            && (whole.is_empty() || self.store.read(self.number, split.first, whole, wait)?)
-            && self.fill_edge(split.tail, tail, wait)?;
+            && (whole.is_empty() || self.backing.store.read(self.number, split.first, whole, wait)?)
+            && self.fill_edge(split.tail, tail, wait)?
+            && self.answer_read(offset, len, wait)?;
         if filled {
             self.read_ops.fetch_add(1, Ordering::Relaxed);
             self.read_bytes.fetch_add(len, Ordering::Relaxed);
@@ -186,10 +187,17 @@ impl SharedVolume {
         Ok(filled)
     }
 
+    /// Whether what was read of the range, whose length in bytes is given, may be given out now.
+    fn answer_read(&self, offset: u64, len: u64, wait: bool) -> Result<bool> {
+        let first = offset / BLOCK;
+        let count = BlockCount((offset + len).div_ceil(BLOCK) - first);
+        self.backing.answer_read(self.number, Lba(first), count, wait)
+    }
+
     fn fill_edge(&self, edge: Option<Edge>, part: &mut [u8], wait: bool) -> Result<bool> {
         let Some(edge) = edge else { return Ok(true) };
         let mut block = [0u8; BLOCK_BYTES];
-        let filled = self.store.read(self.number, edge.lba, &mut block, wait)?;
+        let filled = self.backing.store.read(self.number, edge.lba, &mut block, wait)?;
         part.copy_from_slice(&block[edge.from..edge.from + edge.len]);
         Ok(filled)
     }
@@ -198,7 +206,7 @@ impl SharedVolume {
     fn changed_block(&self, edge: Option<Edge>, part: Part<'_>) -> Result<Option<(Lba, [u8; BLOCK_BYTES])>> {
         let Some(edge) = edge else { return Ok(None) };
         let mut block = [0u8; BLOCK_BYTES];
-        self.store.read(self.number, edge.lba, &mut block, true)?;
+        self.backing.store.read(self.number, edge.lba, &mut block, true)?;
         let place = &mut block[edge.from..edge.from + edge.len];
         match part {
             Part::Bytes(bytes) => place.copy_from_slice(bytes),
@@ -209,7 +217,7 @@ impl SharedVolume {
 
     fn write_block(&self, changed: Option<(Lba, [u8; BLOCK_BYTES])>) -> Result<WriteReport> {
         match changed {
-            Some((lba, block)) => Ok(self.store.write(self.number, lba, &block)?.into()),
+            Some((lba, block)) => Ok(self.backing.store.write(self.number, lba, &block)?.into()),
             None => Ok(WriteReport::default()),
         }
     }
@@ -221,6 +229,7 @@ impl SharedVolume {
         if data.is_empty() {
             return Ok(WriteReport::default());
         }
+        let _admission = self.backing.admit()?;
         let split = Split::of(offset, len);
         let (head, rest) = data.split_at(split.head_len());
         let (whole, tail) = rest.split_at(rest.len() - split.tail_len());
@@ -230,7 +239,7 @@ impl SharedVolume {
         let tail = self.changed_block(split.tail, Part::Bytes(tail))?;
         let mut report = self.write_block(head)?;
         if !whole.is_empty() {
-            report = report.and(self.store.write(self.number, split.first, whole)?.into());
+            report = report.and(self.backing.store.write(self.number, split.first, whole)?.into());
         }
         report = report.and(self.write_block(tail)?);
         self.write_ops.fetch_add(1, Ordering::Relaxed);
@@ -244,6 +253,7 @@ impl SharedVolume {
         if len.0 == 0 {
             return Ok(Commit::default());
         }
+        let _admission = self.backing.admit()?;
         let split = Split::of(offset, len.0);
         let _turn = self.ranges.take_turn(&split);
         let head = self.changed_block(split.head, Part::Zeros)?;
@@ -261,6 +271,7 @@ impl SharedVolume {
         if split.whole.0 == 0 {
             return Ok(Commit::default());
         }
+        let _admission = self.backing.admit()?;
         let _turn = self.ranges.take_turn(&split);
         Ok(Commit(self.zero_whole(&split)?))
     }
@@ -269,7 +280,7 @@ impl SharedVolume {
         if split.whole.0 == 0 {
             return Ok(Lsn::default());
         }
-        self.store.zero(self.number, split.first, split.whole)
+        self.backing.store.zero(self.number, split.first, split.whole)
     }
 
     fn block_status(&self, offset: u64, len: ByteCount, extents_max: usize) -> Result<Vec<Extent>> {
@@ -280,7 +291,8 @@ impl SharedVolume {
         let end = offset + len.0;
         let first = offset / BLOCK;
         let count = BlockCount(end.div_ceil(BLOCK) - first);
-        let runs = self.store.map_status(self.number, Lba(first), count, extents_max.max(1))?;
+        let runs = self.backing.store.map_status(self.number, Lba(first), count, extents_max.max(1))?;
+        self.answer_read(offset, len.0, true)?;
         let mut extents: Vec<Extent> = Vec::with_capacity(runs.len());
         let mut at = offset;
         let mut run_end = BlockCount(first).bytes().0;
@@ -370,7 +382,11 @@ impl Volume {
         runs_max: usize,
     ) -> Result<Vec<ChangedRun>> {
         let (older, newer) = (&self.shared, &newer.shared);
-        let runs = older.store.diff(older.number, newer.number, first, count, runs_max);
+        let runs =
+            older.backing.store.diff(older.number, newer.number, first, count, runs_max).and_then(|runs| {
+                newer.backing.answer_read(newer.number, first, count, true)?;
+                Ok(runs)
+            });
         newer.unless_deleted(older.unless_deleted(runs))
     }
 
@@ -429,16 +445,16 @@ impl BlockService for Volume {
     }
 
     fn acknowledge(&self, commit: Commit) -> Result<()> {
-        self.shared.store.write_out(commit.0)
+        self.shared.backing.acknowledge(commit.0)
     }
 
     fn make_durable(&self, commit: Commit) -> Result<()> {
-        self.shared.store.make_durable(commit.0)
+        self.shared.backing.make_durable(commit.0)
     }
 
     fn flush(&self) -> Result<()> {
         self.shared.alive()?;
-        self.shared.store.make_durable(self.shared.store.last_lsn())
+        self.shared.backing.make_durable(self.shared.backing.store.last_lsn())
     }
 
     fn block_status(&self, offset: u64, len: ByteCount, extents_max: usize) -> Result<Vec<Extent>> {

@@ -9,6 +9,10 @@ use clap::CommandFactory;
 use clap::FromArgMatches;
 use clap::Parser;
 use clap::Subcommand;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::cli::client::Client;
 use crate::cli::client::DEFAULT_URL;
@@ -16,8 +20,10 @@ use crate::daemon::failure::ExitStatus;
 use crate::daemon::failure::Outcome;
 use crate::daemon::failure::exit_status_help;
 
+pub mod attach;
 pub mod check;
 pub mod client;
+pub mod cluster;
 pub mod completions;
 pub mod image;
 pub mod man;
@@ -47,6 +53,8 @@ struct Cli {
 enum Verb {
     /// Run the array
     Serve(Box<serve::Serve>),
+    /// Serve a volume at a local socket that survives restarts and failover of the array
+    Attach(attach::Attach),
     /// Make, list, change and delete volumes
     Volume {
         #[command(subcommand)]
@@ -95,6 +103,11 @@ enum Verb {
     },
     /// Wait until background work is done, such as giving back the space of what was deleted
     Wait(wait::Wait),
+    /// Form a cluster of arrays, look after it, and say who is the primary
+    Cluster {
+        #[command(subcommand)]
+        command: Box<cluster::ClusterCommand>,
+    },
     /// Verify all that is live while the array serves; without a command, begin to
     Scrub {
         #[command(subcommand)]
@@ -166,12 +179,17 @@ fn dispatch(target: &Target, verb: Verb) -> Outcome {
             log_to_stderr();
             serve::run(*serve)
         }
+        Verb::Attach(attach) => {
+            log_to_stderr();
+            attach::run(attach)
+        }
         Verb::Volume { command } => volume::run(&Client::new(&target.url)?, command),
         Verb::Snapshot { command } => snapshot::run(&Client::new(&target.url)?, command),
         Verb::Import { import } => transfer::import(&Client::new(&target.url)?, import),
         Verb::Export { export } => transfer::export(&Client::new(&target.url)?, export),
         Verb::Mount { command } => mount::mount(&Client::new(&target.url)?, command),
         Verb::Umount { command } => mount::umount(&Client::new(&target.url)?, &command),
+        Verb::Cluster { command } => cluster::run(&Client::new(&target.url)?, *command),
         Verb::Scrub { command } => scrub::run(&Client::new(&target.url)?, command),
         Verb::Status { flags } => status::status(&Client::new(&target.url)?, &flags),
         Verb::Reduction { flags } => status::reduction(&Client::new(&target.url)?, &flags),
@@ -183,12 +201,11 @@ fn dispatch(target: &Target, verb: Verb) -> Outcome {
     }
 }
 
-/// What the daemon has to say while it runs goes to standard error, one line an event.
+/// What the daemon has to say while it runs goes to standard error, one line an event; of the consensus library only
+/// what went wrong.
 fn log_to_stderr() {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_target(false)
-        .with_max_level(tracing::Level::INFO)
-        .init();
+    let quiet = Targets::new().with_default(tracing::Level::INFO).with_target("openraft", LevelFilter::OFF);
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false);
+    tracing_subscriber::registry().with(lines).with(quiet).init();
 }

@@ -62,6 +62,19 @@ pub struct Serve {
     /// A volume that is made if it is missing, and left as it is if not. May be given more than once
     #[arg(long = "volume", value_name = "NAME:SIZE", value_parser = volume)]
     volumes: Vec<(String, ByteCount)>,
+    /// Address where other nodes of a cluster reach this one; it takes nothing without a certificate
+    #[arg(long, value_name = "ADDR:PORT")]
+    cluster: Option<String>,
+    /// Join the cluster that made this token (`sinter cluster token`); @FILE reads it from a file. A node that has
+    /// joined needs it no more
+    #[arg(long, value_name = "TOKEN", env = "SINTER_JOIN", hide_env_values = true)]
+    join: Option<String>,
+    /// Joining, give up what the pool here holds
+    #[arg(long)]
+    discard_local_data: bool,
+    /// Take part in the decisions of a cluster, and keep no data
+    #[arg(long)]
+    witness: bool,
     /// Print the configuration in force, and stop
     #[arg(long)]
     print_config: bool,
@@ -85,6 +98,7 @@ pub fn run(serve: Serve) -> Outcome {
         ("nbd.listen", serve.nbd),
         ("nbd.unix", serve.nbd_unix),
         ("fuse.mountpoint", serve.fuse),
+        ("cluster.listen", serve.cluster),
     ] {
         flags.extend(value.map(|value| (key, Given::One(value))));
     }
@@ -103,6 +117,9 @@ pub fn run(serve: Serve) -> Outcome {
         accept_loss: serve.accept_loss,
         insecure_open: serve.insecure_open,
         volumes: serve.volumes,
+        join: serve.join,
+        discard_local_data: serve.discard_local_data,
+        witness: serve.witness,
     };
     daemon::serve(options, |serving| output::announce(&announcement(serving)))
 }

@@ -13,10 +13,12 @@ use crate::api::types::Status;
 use crate::api::types::Trouble;
 use crate::cli::client::Client;
 use crate::cli::client::parse;
+use crate::cli::cluster::cluster_state;
 use crate::cli::output;
 use crate::cli::volume::one_line;
 use crate::daemon::failure::Outcome;
 use crate::daemon::quantity::round_size;
+use crate::error::ErrorKind;
 use crate::units::ByteCount;
 
 /// `sinter status`.
@@ -51,7 +53,12 @@ pub struct FlashFlags {
 /// # Errors
 /// What the array answered.
 pub fn status(client: &Client, flags: &StatusFlags) -> Outcome {
-    let answer = client.get_text("/api/v1/status")?;
+    let answer = client.get_text("/api/v1/status").map_err(|failure| match failure.error.kind() {
+        ErrorKind::NoQuorum | ErrorKind::NotPrimary => {
+            failure.hint("`sinter cluster status` shows which nodes are there")
+        }
+        _ => failure,
+    })?;
     if flags.json {
         return output::data(answer + "\n");
     }
@@ -65,7 +72,7 @@ pub fn status(client: &Client, flags: &StatusFlags) -> Outcome {
 }
 
 /// What is wrong, each line with what helps; where that is the same for several, once below them.
-fn tell(problems: &[Trouble], text: &mut String) {
+pub(super) fn tell(problems: &[Trouble], text: &mut String) {
     let mut following = problems.iter().skip(1);
     for trouble in problems {
         let _ = writeln!(text, "problem: {}", trouble.what);
@@ -87,6 +94,18 @@ fn describe(status: &Status, text: &mut String) {
     let array = &status.array;
     let _ = writeln!(text, "array       {} ({}), {health}, sinter {}", array.name, array.id, array.version);
     let _ = writeln!(text, "time        {}, up {}", status.time, up(array.uptime_seconds));
+    let cluster = &status.cluster;
+    if cluster.enabled {
+        let _ = writeln!(
+            text,
+            "cluster     {}, {} of {} nodes healthy, {} is the primary, epoch {}",
+            cluster_state(cluster.state),
+            cluster.healthy_nodes.unwrap_or(0),
+            cluster.node_count.unwrap_or(0),
+            cluster.current_primary.as_deref().unwrap_or("nobody"),
+            cluster.epoch.unwrap_or(0)
+        );
+    }
     let capacity = &status.capacity;
     let _ = writeln!(
         text,

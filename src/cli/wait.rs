@@ -41,6 +41,8 @@ pub enum Work {
     Delete,
     /// The scrub that is under way, if one is; exits 14 if it has found damage
     Scrub,
+    /// Nodes of the cluster that are coming back, until all that can be are in sync
+    Resync,
 }
 
 /// Runs `sinter wait`.
@@ -58,7 +60,7 @@ pub fn run(client: &Client, wait: &Wait) -> Outcome {
     loop {
         let scrub = wait.work.contains(&Work::Scrub).then(|| scrub::fetch(client)).transpose()?;
         let status: Status = parse(&client.get_text("/api/v1/status")?)?;
-        let writes = wait.work.iter().any(|work| *work != Work::Scrub);
+        let writes = wait.work.iter().any(|work| matches!(work, Work::Gc | Work::Delete));
         if writes && status.garbage_collection.state == CollectionState::Stopped {
             let what = "the array takes no writes, so the work will not be done";
             return Err(Failure::new(ErrorKind::Stopped, what).hint("`sinter status` says why"));
@@ -66,6 +68,7 @@ pub fn run(client: &Client, wait: &Wait) -> Outcome {
         let busy = wait.work.iter().any(|work| match work {
             Work::Gc => status.garbage_collection.state == CollectionState::Running,
             Work::Delete => status.snapshots.pending_releases > 0,
+            Work::Resync => status.cluster.resyncing > 0,
             Work::Scrub => scrub.as_ref().is_some_and(|scrub| scrub.state == ScrubPhase::Running),
         });
         quiet = if busy { 0 } else { quiet + 1 };

@@ -42,12 +42,20 @@ pub struct Config {
     pub nbd_connections: usize,
     /// Where the volumes are mounted as files, if they are.
     pub fuse_mountpoint: Option<PathBuf>,
+    /// Where other nodes reach this one, if they do.
+    pub cluster_listen: Option<SocketAddr>,
+    /// What this node is called when it joins a cluster; `None` is the name of the machine.
+    pub cluster_name: Option<String>,
+    /// Whether it is never waited for.
+    pub cluster_asynchronous: bool,
     /// Budget of cached metadata.
     pub memory_metadata: ByteCount,
     /// Budget of the fingerprint index.
     pub memory_index: ByteCount,
     /// Budget of requests in flight.
     pub memory_requests: ByteCount,
+    /// Budget of recent operations kept for other nodes.
+    pub memory_ring: ByteCount,
     /// A checkpoint is made when the log since the last one has this size.
     pub checkpoint_log_bytes: ByteCount,
     /// What was written is synced at the latest after this time.
@@ -68,9 +76,13 @@ impl Default for Config {
             nbd_unix: UnixEndpoint::InDataDirectory,
             nbd_connections: 1024,
             fuse_mountpoint: None,
+            cluster_listen: None,
+            cluster_name: None,
+            cluster_asynchronous: false,
             memory_metadata: ByteCount(256 << 20),
             memory_index: ByteCount(256 << 20),
             memory_requests: ByteCount(64 << 20),
+            memory_ring: ByteCount(64 << 20),
             checkpoint_log_bytes: ByteCount(512 << 20),
             log_sync_after: Duration::from_millis(100),
             scrub_rate: ByteCount(64 << 20),

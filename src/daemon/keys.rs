@@ -219,6 +219,54 @@ pub static KEYS: &[Key] = &[
         ..TEXT
     },
     Key {
+        name: "cluster.listen",
+        flag: Some("--cluster"),
+        default: "none",
+        help: "address and port where other nodes reach this one, or none; it takes nothing without a certificate",
+        set: |config, given| {
+            config.cluster_listen = match one(given)? {
+                "none" => None,
+                text => Some(address(text)?),
+            };
+            Ok(())
+        },
+        show: |config| Given::One(config.cluster_listen.map_or_else(|| "none".to_owned(), |a| a.to_string())),
+        ..TEXT
+    },
+    Key {
+        name: "cluster.name",
+        default: "auto",
+        help: "what this node is called in its cluster, when it joins; auto is the name of the machine",
+        set: |config, given| {
+            config.cluster_name = match one(given)? {
+                "auto" => None,
+                "" => return Err("the name is empty".to_owned()),
+                name if name.len() > 255 || name.chars().any(char::is_control) => {
+                    return Err("a name has 1 to 255 bytes and no control characters".to_owned());
+                }
+                name => Some(name.to_owned()),
+            };
+            Ok(())
+        },
+        show: |config| Given::One(config.cluster_name.clone().unwrap_or_else(|| "auto".to_owned())),
+        ..TEXT
+    },
+    Key {
+        name: "cluster.mode",
+        default: "sync",
+        help: "how a node that joins follows: sync, or async for a far one that is never waited for",
+        set: |config, given| {
+            config.cluster_asynchronous = match one(given)? {
+                "sync" => false,
+                "async" => true,
+                other => return Err(format!("`{other}` is neither sync nor async")),
+            };
+            Ok(())
+        },
+        show: |config| Given::One(if config.cluster_asynchronous { "async" } else { "sync" }.to_owned()),
+        ..TEXT
+    },
+    Key {
         name: "memory.metadata",
         default: "256MiB",
         help: "memory for cached metadata, 1MiB to 1TiB",
@@ -249,6 +297,17 @@ pub static KEYS: &[Key] = &[
             Ok(())
         },
         show: |config| Given::One(show_size(config.memory_requests)),
+        ..TEXT
+    },
+    Key {
+        name: "memory.ring",
+        default: "64MiB",
+        help: "memory for recent operations that other nodes may lack, 1MiB to 1TiB; only in a cluster",
+        set: |config, given| {
+            config.memory_ring = memory(one(given)?, BUDGET_MIN)?;
+            Ok(())
+        },
+        show: |config| Given::One(show_size(config.memory_ring)),
         ..TEXT
     },
     Key {

@@ -63,7 +63,9 @@ use crate::store::Store;
 use crate::store::StoreOptions;
 use crate::units::ByteCount;
 
+pub mod attach;
 mod background;
+mod cluster;
 pub mod config;
 pub mod failure;
 mod history;
@@ -94,6 +96,12 @@ pub struct ServeOptions {
     pub insecure_open: bool,
     /// Volumes that are made if they are missing.
     pub volumes: Vec<(String, ByteCount)>,
+    /// A token of the cluster to join, or `@FILE` that holds one.
+    pub join: Option<String>,
+    /// Joining, what the pool here holds is given up.
+    pub discard_local_data: bool,
+    /// Only to take part in decisions.
+    pub witness: bool,
 }
 
 /// What is served, once it is.
@@ -131,13 +139,27 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     let environment = environment();
     let process_started = environment.clock.since_unix_epoch();
     let manager = Notifier::new(std::env::var_os(notify::VARIABLE).as_deref());
-    let ServeOptions { config, data_directory, other_content, accept_loss, insecure_open, volumes } = options;
+    let ServeOptions {
+        config,
+        data_directory,
+        other_content,
+        accept_loss,
+        insecure_open,
+        volumes,
+        join,
+        discard_local_data,
+        witness,
+    } = options;
     if !insecure_open {
         refuse_open_addresses(&config)?;
     }
     check_volumes(&volumes)?;
     let mut signals = Signals::new([SIGTERM, SIGINT])
         .map_err(|error| Error::caused(ErrorKind::Device, "catching signals", error))?;
+    if witness {
+        let cluster = cluster::options(&config, &data_directory);
+        return cluster::serve_witness(&cluster, join.as_deref(), &environment, &manager, &mut signals);
+    }
     let rest_listener = listen_for_rest(config.api_listen)?;
     let nbd_listener = config.nbd_listen.map(nbd::listen).transpose()?;
     let rest_address = local_address(&rest_listener)?;
@@ -152,15 +174,35 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     };
     socket.as_deref().map_or(Ok(()), nbd::check_socket)?;
     let store_options = store_options(&config, accept_loss);
+    let cluster_options = cluster::options(&config, &data_directory);
+    let wish =
+        cluster::join(join.as_deref(), &cluster_options, Some(&specs), discard_local_data, &environment)?;
+    let prepared = cluster::Prepared::new(&config, wish.pool.is_some());
+    let segment_bytes = wish.pool.as_ref().map_or(store_options.segment_bytes, |pool| pool.segment_bytes);
+    let store_options = StoreOptions { sink: Some(prepared.ring.clone()), segment_bytes, ..store_options };
     manager.tell(State::Starting("opening the pool"));
-    let OpenPool { store, report, paths } =
-        pool::open(&specs, other_content, store_options, environment.clone())?;
-    let array_options = ArrayOptions { name: config.array_name.clone() };
+    let other_content = if wish.anew { OtherContent::Overwrite } else { other_content };
+    let OpenPool { store, report, paths } = pool::open_as(
+        &specs,
+        other_content,
+        store_options,
+        environment.clone(),
+        wish.pool.as_ref().map(|pool| &pool.identity),
+        wish.anew,
+    )?;
+    let array_options =
+        ArrayOptions { gate: Some(prepared.gate.clone()), ..ArrayOptions::new(config.array_name.clone()) };
     let array = Array::new(store.clone(), array_options, environment.clone())?;
     if let Some(report) = &report {
         tell(report, &array);
     }
-    make_volumes(&array, &volumes)?;
+    match wish.pool {
+        None => make_volumes(&array, &volumes)?,
+        Some(_) if volumes.is_empty() => {}
+        Some(_) => tracing::warn!(
+            "--volume is left out: the volumes of a cluster are made by `sinter volume create`"
+        ),
+    }
 
     let failed = |what: &'static str| move |error| Error::caused(ErrorKind::Device, what, error);
     let background =
@@ -168,11 +210,18 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     let recorder =
         Recorder::start(array.clone(), &data_directory).map_err(failed("starting the recorder"))?;
     let measuring = Measuring::start(array.clone()).map_err(failed("starting the measuring thread"))?;
-    let nbd = NbdServer::start(&config, nbd_listener, socket, &array)?;
+    let later = cluster::Later::default();
+    let passing = later.clone();
+    let nbd = NbdServer::start(&config, nbd_listener, socket, &array, move || passing.pass_on())?;
     let mounts = Mounts::start(&array, environment.clock.clone(), config.fuse_mountpoint.as_deref())?;
+    let addresses = cluster::Addresses { rest: rest_address, nbd: nbd.endpoints() };
+    let pool = cluster::Pool { store: &store, array: &array, environment: &environment };
+    let cluster = cluster::start(cluster_options, &prepared, &pool, &addresses, Arc::new(nbd.cutter()))?;
+    later.set(&cluster);
     let endpoints = endpoints(nbd.endpoints());
     let service = Service::new(array.clone(), endpoints, environment.clock.clone(), nbd.disconnector())
-        .with_mounts(mounts.clone());
+        .with_mounts(mounts.clone())
+        .with_cluster(cluster.clone());
     let rest = RestServer::start(
         rest_listener,
         service,
@@ -200,6 +249,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     });
     wait_for_signal(&mut signals);
     exit_at_next_signal(signals);
+    cluster.stop();
     drain(&manager, &mounts, nbd, rest);
     measuring.stop();
     recorder.stop();

@@ -21,6 +21,7 @@ use crate::export::nbd::ExportEntry;
 use crate::export::nbd::ExportSource;
 use crate::export::nbd::Listener;
 use crate::export::nbd::NbdStatistics;
+use crate::export::nbd::PassOn;
 use crate::export::nbd::Server;
 use crate::export::nbd::ServerOptions;
 use crate::export::nbd::check_socket_path;
@@ -44,6 +45,7 @@ impl NbdServer {
         tcp: Option<Listener>,
         socket: Option<PathBuf>,
         array: &Arc<Array>,
+        pass_on: impl Fn() -> Option<PassOn> + Send + Sync + 'static,
     ) -> Outcome<NbdServer> {
         let mut listeners = Vec::new();
         let mut endpoints = Vec::new();
@@ -61,7 +63,11 @@ impl NbdServer {
             request_budget: config.memory_requests,
             ..ServerOptions::default()
         };
-        let server = Server::start(Arc::new(Volumes(array.clone())), listeners, options)?;
+        let server = Server::start(
+            Arc::new(Volumes { array: array.clone(), pass_on: Box::new(pass_on) }),
+            listeners,
+            options,
+        )?;
         Ok(NbdServer { server, endpoints })
     }
 
@@ -78,6 +84,11 @@ impl NbdServer {
     /// Lets clients go whose volume or snapshot has been deleted, whenever it is called.
     pub(super) fn disconnector(&self) -> impl Fn() + Send + Sync + use<> {
         self.server.disconnector()
+    }
+
+    /// Cuts all connections, whenever it is called: their clients are to look for another node.
+    pub(super) fn cutter(&self) -> impl Fn() + Send + Sync + use<> {
+        self.server.cutter()
     }
 
     /// Stops accepting, lets requests in flight finish, and closes all connections.
@@ -118,13 +129,20 @@ fn socket_hint(error: Error) -> Failure {
 }
 
 /// The array's volumes as exports, and its snapshots as read-only ones.
-struct Volumes(Arc<Array>);
+struct Volumes {
+    array: Arc<Array>,
+    pass_on: Box<dyn Fn() -> Option<PassOn> + Send + Sync>,
+}
 
 impl ExportSource for Volumes {
+    fn pass_on(&self) -> Option<PassOn> {
+        (self.pass_on)()
+    }
+
     fn list(&self) -> Vec<ExportEntry> {
-        let volumes = self.0.volumes().into_iter();
+        let volumes = self.array.volumes().into_iter();
         let volumes = volumes.map(|info| ExportEntry { name: info.name, description: info.description });
-        let snapshots = self.0.snapshots().into_iter().map(|info| ExportEntry {
+        let snapshots = self.array.snapshots().into_iter().map(|info| ExportEntry {
             name: format!("{}@{}", info.volume_name, info.name),
             description: info.description,
         });
@@ -134,18 +152,19 @@ impl ExportSource for Volumes {
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn BlockService>> {
-        Ok(self.0.open(name)?)
+        self.array.takes_clients()?;
+        Ok(self.array.open(name)?)
     }
 
     fn snapshots(&self, export: &str) -> Vec<String> {
         let volume = SnapshotWhich::parse(export).map_or(export, |which| which.volume);
-        let snapshots = self.0.snapshots_of(volume).unwrap_or_default();
+        let snapshots = self.array.snapshots_of(volume).unwrap_or_default();
         snapshots.into_iter().map(|info| info.name).collect()
     }
 
     fn changes(&self, export: &str, since: &str) -> Result<Arc<dyn ChangeSource>> {
         let volume = SnapshotWhich::parse(export).map_or(export, |which| which.volume);
         let older = SnapshotWhich::parse(since).unwrap_or(SnapshotWhich { volume, snapshot: since });
-        Ok(Arc::new(self.0.compare(older, export)?))
+        Ok(Arc::new(self.array.compare(older, export)?))
     }
 }

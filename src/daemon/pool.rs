@@ -23,6 +23,7 @@ use crate::store;
 use crate::store::DeviceContent;
 use crate::store::Environment;
 use crate::store::OpenReport;
+use crate::store::PoolIdentity;
 use crate::store::Store;
 use crate::store::StoreOptions;
 use crate::units::ByteCount;
@@ -108,10 +109,36 @@ pub fn open(
     options: StoreOptions,
     environment: Environment,
 ) -> Outcome<OpenPool> {
+    open_as(specs, other_content, options, environment, None, false)
+}
+
+/// As `open`; a pool that is made gets the identity that another node's has, and it is made even where there is one
+/// where that is to be given up.
+///
+/// # Errors
+/// As `open`.
+pub fn open_as(
+    specs: &[DeviceSpec],
+    other_content: OtherContent,
+    options: StoreOptions,
+    environment: Environment,
+    identity: Option<&PoolIdentity>,
+    anew: bool,
+) -> Outcome<OpenPool> {
     let found = find(specs)?;
     let paths = specs.iter().map(|spec| spec.path.clone()).collect();
-    if let Some(devices) = found.complete_pool() {
+    if let Some(devices) = found.complete_pool().filter(|_| !anew) {
         let (store, report) = Store::open(devices, options, environment).map_err(open_hint)?;
+        if let Some(identity) = identity.filter(|identity| identity.pool != store.pool_id()) {
+            let what = format!(
+                "the devices hold pool {}, and this node's array is {}",
+                store.pool_id(),
+                identity.pool
+            );
+            return Err(Failure::new(ErrorKind::Busy, what).hint(
+                "give the devices of the array, or `sinter cluster forget` lets this node stand alone",
+            ));
+        }
         return Ok(OpenPool { store: Arc::new(store), report: Some(report), paths });
     }
     if other_content == OtherContent::Refuse {
@@ -119,7 +146,7 @@ pub fn open(
     }
     let (devices, made) = found.make_missing(specs)?;
     let geometry_hint = geometry_hint(&options, specs, &made);
-    match Store::create(devices, options, environment) {
+    match Store::create_as(devices, options, environment, identity) {
         Ok(store) => Ok(OpenPool { store: Arc::new(store), report: None, paths }),
         Err(error) => {
             discard(&made);
@@ -128,6 +155,19 @@ pub fn open(
             Err(if is_geometry { failure.hint(geometry_hint) } else { failure })
         }
     }
+}
+
+/// Refuses devices that hold anything.
+///
+/// # Errors
+/// As `open`, with this hint.
+pub fn check_blank(specs: &[DeviceSpec], hint: &str) -> Outcome {
+    let found = find(specs)?;
+    if found.complete_pool().is_some() {
+        let what = format!("there is a pool on {} already", found.names());
+        return Err(Failure::new(ErrorKind::Busy, what).hint(hint.to_owned()));
+    }
+    found.refuse_unless_blank(hint)
 }
 
 /// Opens the devices of an existing pool without opening the pool, for `check`.

@@ -24,7 +24,9 @@ use crate::daemon::process;
 use crate::export::fuse::FuseStatistics;
 use crate::export::nbd::NbdStatistics;
 use crate::metrics;
+use crate::metrics::ClusterFigures;
 use crate::metrics::Sources;
+use crate::replica::cluster::Cluster;
 
 /// Threads that wait for the array on behalf of requests.
 const BLOCKING_THREADS: usize = 8;
@@ -65,6 +67,7 @@ impl RestServer {
             nbd,
             fuse,
             rest: service.statistics(),
+            cluster: service.cluster(),
             process_started,
         }));
         let in_flight = service.in_flight();
@@ -114,13 +117,20 @@ struct Counters {
     nbd: Arc<NbdStatistics>,
     fuse: Arc<FuseStatistics>,
     rest: Arc<RestStatistics>,
+    cluster: Option<Arc<Cluster>>,
     /// Since the Unix epoch.
     process_started: Duration,
+}
+
+fn cluster_figures(cluster: &Cluster) -> Option<ClusterFigures> {
+    let running = cluster.running()?;
+    Some(ClusterFigures { node: running.node.as_ref()?.status(), failovers: running.failovers() })
 }
 
 async fn metrics_page(State(counters): State<Arc<Counters>>) -> Response {
     let page = tokio::task::spawn_blocking(move || {
         let (status, volumes) = (counters.array.status(), counters.array.volumes());
+        let cluster = counters.cluster.as_ref().and_then(|cluster| cluster_figures(cluster));
         metrics::render(&Sources {
             status: &status,
             volumes: &volumes,
@@ -128,6 +138,7 @@ async fn metrics_page(State(counters): State<Arc<Counters>>) -> Response {
             fuse: &counters.fuse,
             rest: &counters.rest,
             process: &process::figures(counters.process_started),
+            cluster: cluster.as_ref(),
         })
     });
     match page.await {

@@ -1,31 +1,39 @@
 //! The clock and the random source of the real world, to be handed to what may not take them itself.
 
 use std::time::Duration;
-use std::time::Instant;
 use std::time::SystemTime;
+
+use rustix::time::ClockId;
+use rustix::time::clock_gettime;
 
 use crate::sync::Clock;
 use crate::sync::RandomSource;
 
-/// The operating system's clocks.
+/// The operating system's clocks. The monotonic one also counts while the machine sleeps: a lease that was given before
+/// has run out after.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemClock {
-    started: Instant,
+    started: Duration,
 }
 
 impl SystemClock {
     /// A clock whose monotonic time begins now.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "this is the clock that everyone else is handed")]
     #[expect(clippy::new_without_default, reason = "a default that looks at the time would surprise")]
     pub fn new() -> SystemClock {
-        SystemClock { started: Instant::now() }
+        SystemClock { started: since_boot() }
     }
+}
+
+fn since_boot() -> Duration {
+    let time = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
 impl Clock for SystemClock {
     fn monotonic(&self) -> Duration {
-        self.started.elapsed()
+        since_boot().saturating_sub(self.started)
     }
 
     #[expect(clippy::disallowed_methods, reason = "this is the clock that everyone else is handed")]

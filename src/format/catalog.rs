@@ -5,7 +5,7 @@
 //! | field | bytes |
 //! | --- | --- |
 //! | version of this layout, now 1 | 1 |
-//! | kind: 1 is a volume, 2 a snapshot | 1 |
+//! | kind: 1 is a volume, 2 a snapshot (3 is the system's own: see `system`) | 1 |
 //! | id | 16 |
 //! | created, milliseconds since 1970-01-01 00:00:00 UTC | 8 |
 //! | last changed by a management verb, likewise | 8 |

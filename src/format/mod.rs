@@ -14,10 +14,11 @@ pub mod page;
 pub mod root;
 pub mod segment;
 pub mod superblock;
+pub mod system;
 pub mod unpack;
 
 /// Version of the whole media format; a pool of another version is refused.
-pub const FORMAT_VERSION: u16 = 2;
+pub const FORMAT_VERSION: u16 = 3;
 
 /// Everything in a segment starts at a multiple of this many bytes.
 pub const GRAIN_BYTES: usize = 16;

@@ -137,6 +137,8 @@ pub struct CheckpointRoot {
     pub tables: [TableRoot; Table::ALL.len()],
     /// Totals.
     pub counters: LifetimeCounters,
+    /// What the pool holds is being brought up to what others hold, and is of no one moment.
+    pub syncing: bool,
     /// Changes of block counts that are not merged.
     pub block_changes: Vec<PendingChange<BlockId>>,
     /// Changes of node counts that are not merged.
@@ -175,6 +177,7 @@ impl CheckpointRoot {
         for field in self.counters.clone().fields() {
             bytes.put_u64(*field);
         }
+        bytes.put_u8(u8::from(self.syncing));
         put_len(&mut bytes, self.block_changes.len());
         for change in &self.block_changes {
             bytes.put_u64(change.id.0);
@@ -230,6 +233,11 @@ impl CheckpointRoot {
         for field in root.counters.fields() {
             *field = reader.u64()?;
         }
+        root.syncing = match reader.u8()? {
+            0 => false,
+            1 => true,
+            _ => return None,
+        };
         for _ in 0..take_len(&mut reader, 12)? {
             let id = BlockId(reader.u64()?);
             root.block_changes.push(PendingChange { id, delta: reader.u32()?.cast_signed() });

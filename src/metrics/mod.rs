@@ -20,9 +20,11 @@ use crate::metrics::text::Kind;
 use crate::metrics::text::Page;
 use crate::metrics::text::Samples;
 
+mod cluster;
 mod operator;
 pub mod text;
 
+pub use cluster::ClusterFigures;
 pub use operator::ProcessFigures;
 
 /// What a page of metrics is made from.
@@ -40,6 +42,8 @@ pub struct Sources<'a> {
     pub rest: &'a RestStatistics,
     /// What the operating system says of the process.
     pub process: &'a ProcessFigures,
+    /// The cluster, where this node is in one.
+    pub cluster: Option<&'a ClusterFigures>,
 }
 
 /// One metric: what it is called and where it comes from.
@@ -55,7 +59,7 @@ pub struct Metric {
 
 /// All metrics, in the order of the page.
 pub fn all() -> impl Iterator<Item = &'static Metric> {
-    METRICS.iter().chain(operator::METRICS)
+    METRICS.iter().chain(operator::METRICS).chain(cluster::METRICS)
 }
 
 /// What clients ask for, and what becomes of it in the engine.
@@ -367,7 +371,7 @@ mod tests {
         let (nbd, fuse) = (NbdStatistics::default(), FuseStatistics::default());
         let (rest, process) = (RestStatistics::default(), ProcessFigures::default());
         let (nbd, fuse, rest, process) = (&nbd, &fuse, &rest, &process);
-        let sources = Sources { status: &status, volumes: &[], nbd, fuse, rest, process };
+        let sources = Sources { status: &status, volumes: &[], nbd, fuse, rest, process, cluster: None };
         let page = render(&sources);
         let names: BTreeSet<&str> = all().map(|metric| metric.name).collect();
         assert_eq!(names.len(), all().count());

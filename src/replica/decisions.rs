@@ -4,24 +4,26 @@
 //! nothing when they have changed by the time it is applied: so whoever proposes may repeat itself, late commands are
 //! harmless, and a decision is always made from what its proposer knew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
 
 use crate::units::{Epoch, Lsn};
 
 /// A node of the cluster. Never given out twice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NodeId(pub u32);
 
 /// One life of a node with one pool: another one after every start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Incarnation(pub u64);
 
 /// Counts the changes of the record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SetVersion(pub u64);
 
 /// A node in one of its lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Member {
     /// Which node.
     pub node: NodeId,
@@ -31,7 +33,7 @@ pub struct Member {
 
 /// How far a node has come: never compare numbers of operations without their epochs, a number may have been given
 /// out again by a later primary.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Position {
     /// The epoch of the newest operation.
     pub epoch: Epoch,
@@ -40,7 +42,7 @@ pub struct Position {
 }
 
 /// The record that decisions change.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// The term of the primary.
     pub epoch: Epoch,
@@ -56,7 +58,7 @@ pub struct Record {
 }
 
 /// A proposal.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
     /// The epoch that it was made from.
     pub epoch: Epoch,
@@ -67,7 +69,7 @@ pub struct Command {
 }
 
 /// What a command changes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
     /// A member leaves the set; only the primary of the epoch asks for this.
     Out(NodeId),
@@ -90,6 +92,16 @@ pub enum Change {
         primary: Member,
         /// What the nodes of the set have said.
         reports: BTreeMap<NodeId, (Incarnation, Position)>,
+    },
+    /// The same, but the operator goes on without some nodes of the set: these need not have said where they stand,
+    /// and what only they hold is lost.
+    StartWithout {
+        /// The new primary.
+        primary: Member,
+        /// What the nodes of the set have said; a node that is gone on without may be among them.
+        reports: BTreeMap<NodeId, (Incarnation, Position)>,
+        /// Whom the operator goes on without.
+        without: BTreeSet<NodeId>,
     },
 }
 
@@ -152,23 +164,42 @@ impl Record {
                 }
                 allowed
             }
-            Change::Start { primary, reports } => {
-                let reborn = |(node, incarnation): (&NodeId, &Incarnation)| {
-                    reports.get(node).is_some_and(|(now, _)| now != incarnation)
-                };
-                let farthest = reports.iter().max_by_key(|(node, (_, position))| (*position, **node));
-                let allowed = self.set.iter().all(reborn)
-                    && reports.keys().all(|node| self.set.contains_key(node))
-                    && farthest
-                        .is_some_and(|(node, (now, _))| *node == primary.node && *now == primary.incarnation);
-                if allowed {
-                    self.begin_epoch(*primary);
-                }
-                allowed
-            }
+            Change::Start { primary, reports } => self.start(*primary, reports, &BTreeSet::new()),
+            Change::StartWithout { primary, reports, without } => self.start(*primary, reports, without),
         };
         self.version.0 += u64::from(changed);
         changed
+    }
+
+    /// Begins another generation with one node alone, whatever it holds; the only way to raise the generation, and no
+    /// command: an operator alone may ask for it, because acknowledged writes may be lost. Refused where the node's
+    /// generation could not be told from those before it.
+    pub fn force(&mut self, primary: Member) -> bool {
+        let Some(generation) = self.epoch.generation.checked_add(1) else { return false };
+        self.epoch = Epoch { generation, number: 0 };
+        self.begin_epoch(primary);
+        self.version.0 += 1;
+        true
+    }
+
+    fn start(
+        &mut self,
+        primary: Member,
+        reports: &BTreeMap<NodeId, (Incarnation, Position)>,
+        without: &BTreeSet<NodeId>,
+    ) -> bool {
+        let reborn = |(node, incarnation): (&NodeId, &Incarnation)| match reports.get(node) {
+            Some((now, _)) => now != incarnation,
+            None => without.contains(node),
+        };
+        let farthest = reports.iter().max_by_key(|(node, (_, position))| (*position, **node));
+        let allowed = self.set.iter().all(reborn)
+            && reports.keys().all(|node| self.set.contains_key(node))
+            && farthest.is_some_and(|(node, (now, _))| *node == primary.node && *now == primary.incarnation);
+        if allowed {
+            self.begin_epoch(primary);
+        }
+        allowed
     }
 
     fn begin_epoch(&mut self, primary: Member) {
@@ -260,5 +291,51 @@ mod tests {
         let mut record = two();
         assert!(record.change(&start(member(2, 21), &[report(1, 11, 5), report(2, 21, 6)])));
         assert_eq!((record.primary, record.set.len(), record.epoch.number), (NodeId(2), 1, 2));
+    }
+
+    #[test]
+    fn p7_an_operator_may_go_on_without_those_that_do_not_report() {
+        let at = |lsn| Position { epoch: Epoch { generation: 0, number: 1 }, lsn: Lsn(lsn) };
+        let report = |node, life, lsn| (NodeId(node), (Incarnation(life), at(lsn)));
+        let start =
+            |primary, reports: &[(NodeId, (Incarnation, Position))], without: &[u32]| Change::StartWithout {
+                primary,
+                reports: reports.iter().copied().collect(),
+                without: without.iter().map(|node| NodeId(*node)).collect(),
+            };
+        let refused = [
+            // Node 2 is neither named nor heard.
+            start(member(1, 11), &[report(1, 11, 5)], &[]),
+            start(member(1, 11), &[report(1, 11, 5)], &[3]),
+            // It lives.
+            start(member(1, 11), &[report(1, 11, 5), report(2, 20, 4)], &[2]),
+            // It has come farther, and says so.
+            start(member(1, 11), &[report(1, 11, 5), report(2, 21, 6)], &[2]),
+            start(member(1, 11), &[], &[1, 2]),
+        ];
+        for change in refused {
+            let mut record = two();
+            assert!(!record.change(&change), "{change:?}");
+        }
+        let mut record = two();
+        assert!(record.change(&start(member(1, 11), &[report(1, 11, 5)], &[2])));
+        assert_eq!((record.primary, record.set.len()), (NodeId(1), 1));
+        assert_eq!(record.epoch, Epoch { generation: 0, number: 2 });
+    }
+
+    #[test]
+    fn p7_force_alone_raises_the_generation() {
+        let mut record = two();
+        let before = record.clone();
+        let late = record.command(Change::Promote(member(2, 20)));
+        assert!(record.force(member(3, 30)));
+        assert_eq!(record.epoch, Epoch { generation: 1, number: 1 });
+        assert_eq!((record.primary, record.set.len()), (NodeId(3), 1));
+        assert!(record.version > before.version && record.epoch > before.epoch);
+        assert!(!record.decide(&late));
+        record.epoch.generation = u32::MAX;
+        let last = record.clone();
+        assert!(!record.force(member(1, 10)));
+        assert_eq!(record, last);
     }
 }

@@ -15,12 +15,16 @@
 //!
 //! While a command may still be decided, it counts as decided wherever that is the safer side.
 
+mod leading;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::decisions::{Change, Command, Incarnation, Member, NodeId, Position, Record, SetVersion};
 use super::timing::Timing;
 use crate::units::{Epoch, Lsn};
+
+use self::leading::{Admitted, HandingOver, Leading, Peer};
 
 /// Faults that the simulator plants, to show that it finds them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,6 +99,8 @@ pub enum Input {
     HandOver(NodeId),
     /// Another node, which is not in the set, holds all that this primary has, but for what is under way.
     CaughtUp(Member),
+    /// A member has said that it cannot apply what it was sent: it is put out.
+    Failed(Member),
 }
 
 /// What is to be done.
@@ -108,49 +114,6 @@ pub enum Action {
     Begin(Epoch),
     /// Acknowledge nothing any more, and serve nothing.
     Stop(Epoch),
-}
-
-/// Another node, as a primary knows it.
-#[derive(Clone, Copy, Debug)]
-struct Peer {
-    incarnation: Incarnation,
-    applied: Lsn,
-    durable: Lsn,
-    /// When the newest heartbeat that it has answered was sent.
-    promised: Option<Duration>,
-    /// When its newest answer came.
-    heard_at: Duration,
-}
-
-/// What a node has while it is primary, from the decision on.
-#[derive(Debug)]
-struct Leading {
-    epoch: Epoch,
-    begun: bool,
-    /// All whose answers count, in or out of the set.
-    peers: BTreeMap<NodeId, Peer>,
-    /// Waited for, and to be taken in.
-    admitted: BTreeMap<NodeId, Admitted>,
-    beaten_at: Option<Duration>,
-    handing_over: Option<HandingOver>,
-}
-
-/// A node that is waited for and not in the set yet.
-#[derive(Clone, Copy, Debug)]
-struct Admitted {
-    incarnation: Incarnation,
-    /// Until it has applied this, it lacks something that was acknowledged without it.
-    holds_all_at: Lsn,
-    /// The decision has been asked for, and may come whatever becomes of the node.
-    asked: bool,
-}
-
-/// A hand-over under way.
-#[derive(Clone, Copy, Debug)]
-struct HandingOver {
-    target: Member,
-    /// The version that the decision was asked for from.
-    asked: Option<SetVersion>,
 }
 
 /// The machine.
@@ -192,7 +155,7 @@ impl Role {
         let newest_epoch = record.epoch.max(position.epoch);
         // In its first life the first node of a cluster is primary by no decision.
         let leads = record.primary == own.node && record.names(own);
-        let leading = leads.then(|| Leading::of(record.epoch));
+        let leading = leads.then(|| Leading::of(record.epoch, now));
         Role {
             own,
             nodes,
@@ -211,10 +174,30 @@ impl Role {
         }
     }
 
+    /// These are the nodes that keep data, from now on.
+    pub fn know(&mut self, nodes: Vec<NodeId>) {
+        self.nodes = nodes;
+    }
+
+    /// Whether this node has been chosen as primary, or is one: it serves, or will as soon as it may.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.leading.is_some()
+    }
+
     /// The newest decision that this node knows.
     #[must_use]
     pub fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// When another node was heard last: on a primary any of the others, elsewhere the primary.
+    #[must_use]
+    pub fn heard_from(&self, node: NodeId) -> Option<Duration> {
+        match &self.leading {
+            Some(leading) => leading.peers.get(&node).map(|peer| peer.heard_at),
+            None => (self.record.primary == node).then_some(self.heard_at),
+        }
     }
 
     /// The epoch in which this node serves as primary.
@@ -293,6 +276,17 @@ impl Role {
         members.map(|(node, incarnation)| Member { node: *node, incarnation: *incarnation }).collect()
     }
 
+    /// This node has committed or applied operations; what that leads to, `handle` says.
+    pub fn moved(&mut self, now: Duration, position: Position) {
+        if let Some(leading) = &mut self.leading {
+            // Nothing waited for these until now.
+            let idle = leading.peers.values_mut().filter(|peer| peer.applied >= self.position.lsn);
+            idle.for_each(|peer| peer.progressed_at = now);
+        }
+        self.position = position;
+        self.newest_epoch = self.newest_epoch.max(position.epoch);
+    }
+
     /// Takes in what has happened at `now`; what is to be done.
     pub fn handle(&mut self, now: Duration, input: Input) -> Vec<Action> {
         let mut actions = Vec::new();
@@ -300,12 +294,16 @@ impl Role {
             Input::Tick => {}
             Input::Decided(record) => self.decided(now, record),
             Input::Heard(from, message) => self.heard(now, from, message, &mut actions),
-            Input::Moved(position) => {
-                self.position = position;
-                self.newest_epoch = self.newest_epoch.max(position.epoch);
-            }
-            Input::Applied { by, epoch, applied, durable } => self.applied(by, epoch, applied, durable),
+            Input::Moved(position) => self.moved(now, position),
+            Input::Applied { by, epoch, applied, durable } => self.applied(now, by, epoch, applied, durable),
             Input::CaughtUp(member) => self.admit(member),
+            Input::Failed(member) => {
+                let leading = self.leading.as_mut();
+                let peer = leading.and_then(|leading| leading.peers.get_mut(&member.node));
+                if let Some(peer) = peer.filter(|peer| peer.incarnation == member.incarnation) {
+                    peer.failed = true;
+                }
+            }
             Input::HandOver(node) => {
                 let target = self.record.set.get(&node).map(|life| Member { node, incarnation: *life });
                 let other = target.filter(|target| target.node != self.own.node);
@@ -339,7 +337,7 @@ impl Role {
                 leading.admitted.retain(|node, admitted| record.set.get(node) != Some(&admitted.incarnation));
             }
             None if chosen => {
-                self.leading = Some(Leading::of(epoch));
+                self.leading = Some(Leading::of(epoch, now));
             }
             // A new primary gets its time to be heard.
             None => self.heard_at = now,
@@ -373,12 +371,17 @@ impl Role {
         }
     }
 
-    fn applied(&mut self, by: Member, epoch: Epoch, applied: Lsn, durable: Lsn) {
+    fn applied(&mut self, now: Duration, by: Member, epoch: Epoch, applied: Lsn, durable: Lsn) {
         let Some(leading) = self.leading.as_mut().filter(|leading| leading.epoch == epoch) else { return };
-        let Some(peer) = leading.peers.get_mut(&by.node).filter(|peer| peer.incarnation == by.incarnation)
-        else {
+        // It may have said so before its first answer to a heartbeat has come, and will not say it again.
+        let known = leading.peers.get(&by.node).map(|peer| peer.incarnation);
+        if known.is_some_and(|incarnation| incarnation != by.incarnation) {
             return;
-        };
+        }
+        let peer = leading.peer_mut(by, now);
+        if applied > peer.applied {
+            peer.progressed_at = now;
+        }
         peer.applied = peer.applied.max(applied);
         peer.durable = peer.durable.max(durable);
     }
@@ -387,6 +390,9 @@ impl Role {
     fn admit(&mut self, member: Member) {
         let listed = self.record.set.contains_key(&member.node);
         let Some(leading) = self.leading.as_mut().filter(|leading| leading.begun) else { return };
+        if let Some(peer) = leading.peers.get_mut(&member.node) {
+            peer.failed = false;
+        }
         if !listed && leading.peer(member).is_some() {
             // One that was admitted in an earlier life may still be decided: it stays, and is put out first.
             let admitted =
@@ -411,6 +417,7 @@ impl Role {
         };
         if !leading.begun && ready {
             leading.begun = true;
+            leading.since = now;
             self.begun = Some(leading.epoch);
             actions.push(Action::Begin(leading.epoch));
         }
@@ -426,10 +433,14 @@ impl Role {
             return;
         }
         let Some(leading) = self.leading.as_mut().filter(|leading| leading.begun) else { return };
-        let put_out_after = self.timing.put_out_after;
+        let (put_out_after, stall, newest) =
+            (self.timing.put_out_after, self.timing.stall, self.position.lsn);
         let silent = |leading: &Leading, node: NodeId, incarnation: Incarnation| {
-            let heard = leading.peer(Member { node, incarnation }).map(|peer| peer.heard_at);
-            now >= heard.unwrap_or_default() + put_out_after
+            let Some(peer) = leading.peer(Member { node, incarnation }) else {
+                return now >= leading.since + put_out_after;
+            };
+            let stuck = peer.applied < newest && now >= peer.progressed_at + stall;
+            peer.failed || stuck || now >= peer.heard_at + put_out_after
         };
         let members = self.record.set.iter().filter(|(node, _)| **node != self.own.node);
         let mut gone = members.filter(|(node, incarnation)| silent(leading, **node, **incarnation));
@@ -519,40 +530,5 @@ impl Role {
             self.proposed_at = Some(now);
             actions.push(Action::Propose(self.record.command(change)));
         }
-    }
-}
-
-impl Leading {
-    /// At the decision.
-    fn of(epoch: Epoch) -> Leading {
-        Leading {
-            epoch,
-            begun: false,
-            peers: BTreeMap::new(),
-            admitted: BTreeMap::new(),
-            beaten_at: None,
-            handing_over: None,
-        }
-    }
-
-    /// What is known of a member in this life.
-    fn peer(&self, member: Member) -> Option<&Peer> {
-        self.peers.get(&member.node).filter(|peer| peer.incarnation == member.incarnation)
-    }
-
-    /// The same, to be changed; a node that is heard in another life is known in that one from then on.
-    fn peer_mut(&mut self, member: Member, now: Duration) -> &mut Peer {
-        let new = Peer {
-            incarnation: member.incarnation,
-            applied: Lsn(0),
-            durable: Lsn(0),
-            promised: None,
-            heard_at: now,
-        };
-        let peer = self.peers.entry(member.node).or_insert(new);
-        if peer.incarnation != member.incarnation {
-            *peer = new;
-        }
-        peer
     }
 }

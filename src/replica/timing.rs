@@ -14,11 +14,23 @@ pub struct Timing {
     pub promise: Duration,
     /// A member silent for so long is put out of the set.
     pub put_out_after: Duration,
+    /// A member that applies nothing for so long while operations wait for it is put out of the set.
+    pub stall: Duration,
     /// A member that has heard nothing from its primary for so long proposes itself: longer than a living primary
     /// takes to put a member out.
     pub ask_after: Duration,
     /// A proposal without outcome is made again after this time.
     pub repeat_after: Duration,
+    /// The leader of the consensus group sends its heartbeat this often, and waits no longer for an answer to one:
+    /// longer than a log entry takes to be synced on a busy device.
+    pub group_heartbeat: Duration,
+    /// The shortest time without a leader after which a voter stands for election: several heartbeats of the group,
+    /// of which one may be late.
+    pub group_election_min: Duration,
+    /// The longest one. It is also for how long a voter that hears its leader votes for nobody else, and what counts
+    /// as hearing the group. A leader's death costs at most about both together: no set can change for so long, while
+    /// data goes on wherever the set need not change.
+    pub group_election_max: Duration,
 }
 
 /// Clocks may go wrong by one part in so many.
@@ -35,8 +47,12 @@ impl Timing {
             // Twice the error: one clock may be slow while the other is fast.
             promise: lease + lease * 2 / CLOCK_ERROR_ONE_IN + heartbeat,
             put_out_after: heartbeat * 6,
+            stall: heartbeat * 100,
             ask_after: heartbeat * 9,
             repeat_after: heartbeat * 4,
+            group_heartbeat: heartbeat * 2,
+            group_election_min: heartbeat * 6,
+            group_election_max: heartbeat * 10,
         }
     }
 }

@@ -24,7 +24,7 @@ use super::reduce::decompress;
 use super::run::Caller;
 
 /// Most blocks of one operation.
-const MAPPINGS_MAX: usize = 256;
+pub(super) const MAPPINGS_MAX: usize = 256;
 
 /// An operation on its way to a secondary.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +35,15 @@ pub struct Shipment {
     pub lsn: Lsn,
     /// What it does.
     pub operation: ShippedOperation,
+}
+
+/// Under which number an operation is committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// That which it was given elsewhere.
+    Shipped(Epoch, Lsn),
+    /// Whichever is next here.
+    Own,
 }
 
 /// What an operation does, without any name that only one node knows.
@@ -148,15 +157,61 @@ impl Store {
     /// of a term that is over; `Corrupt` for a payload that is not what its checksum and fingerprint say; and as
     /// `write`. After an error nothing has changed.
     pub fn apply(&self, shipment: &Shipment) -> Result<Applied> {
-        if let Some(known) = self.core.lock().known_already(shipment)? {
+        if let Some(known) = self.core.lock().known_already(shipment.epoch, shipment.lsn)? {
             return Ok(Applied::UpTo(known));
         }
-        let other = match &shipment.operation {
+        self.apply_in_turn(Turn::Shipped(shipment.epoch, shipment.lsn), &shipment.operation)
+    }
+
+    /// Does what another node has done as an operation of this store's own: the next one, in its present term. Objects
+    /// keep the numbers that they have in the operation. What is long is done as several operations: where payloads
+    /// are missing or an error comes, the first of them may have been done, and doing all of it again does no harm.
+    ///
+    /// # Errors
+    /// As `apply`, but that no number and no term is wrong; `Exists` for an object that is to be made and is there.
+    pub fn apply_local(&self, operation: &ShippedOperation) -> Result<Applied> {
+        if let ShippedOperation::Zero { object, first, count } = operation {
+            self.zero_if(*object, *first, *count, |_| Ok(()))?;
+            return Ok(Applied::UpTo(self.last_lsn()));
+        }
+        if let ShippedOperation::Write { object, first, mappings, payloads } = operation
+            && mappings.len() > self.geometry.operation_blocks
+        {
+            return self.write_in_parts(*object, *first, mappings, payloads);
+        }
+        self.apply_in_turn(Turn::Own, operation)
+    }
+
+    fn write_in_parts(
+        &self,
+        object: ObjectNumber,
+        first: Lba,
+        mappings: &[ShippedMapping],
+        payloads: &[u8],
+    ) -> Result<Applied> {
+        self.check_payloads(mappings, payloads)?;
+        // All that is missing is asked for at once.
+        if let Err(missing) = self.resolve(mappings, payloads)? {
+            return Ok(Applied::NeedsPayloads(missing));
+        }
+        let mut done = 0;
+        for part in mappings.chunks(self.geometry.operation_blocks) {
+            let applied = self.apply_write(Turn::Own, object, first.plus(done as u64), part, payloads)?;
+            if let Applied::NeedsPayloads(missing) = applied {
+                return Ok(Applied::NeedsPayloads(missing.into_iter().map(|at| done + at).collect()));
+            }
+            done += part.len();
+        }
+        Ok(Applied::UpTo(self.last_lsn()))
+    }
+
+    fn apply_in_turn(&self, turn: Turn, operation: &ShippedOperation) -> Result<Applied> {
+        let other = match operation {
             ShippedOperation::Write { object, first, mappings, payloads } => {
-                return self.apply_write(shipment, *object, *first, mappings, payloads);
+                return self.apply_write(turn, *object, *first, mappings, payloads);
             }
             ShippedOperation::Zero { object, first, count } => {
-                return self.apply_zero(shipment, *object, *first, *count);
+                return self.apply_zero(turn, *object, *first, *count);
             }
             ShippedOperation::CreateObject { object, size, opaque } => {
                 LoggedOperation::CreateObject { object: *object, size: *size, opaque: opaque.clone() }
@@ -178,20 +233,14 @@ impl Store {
             }
         };
         self.run(Caller::Request, |core| {
-            core.in_its_turn(shipment, |core| self.enter_management(core, &other).map(|_| ()))
+            core.in_its_turn(turn, |core| self.enter_management(core, &other).map(|_| ()))
         })
     }
 
-    fn apply_zero(
-        &self,
-        shipment: &Shipment,
-        object: ObjectNumber,
-        first: Lba,
-        count: BlockCount,
-    ) -> Result<Applied> {
+    fn apply_zero(&self, turn: Turn, object: ObjectNumber, first: Lba, count: BlockCount) -> Result<Applied> {
         let operation = LoggedOperation::Zero { object, first, count };
         self.run(Caller::Request, |core| {
-            core.in_its_turn(shipment, |core| {
+            core.in_its_turn(turn, |core| {
                 core.writable()?;
                 let (prepared, needs) = core.prepare_operation(&operation, usize::MAX)?;
                 let claim = Claim::of_zero(&needs);
@@ -205,7 +254,7 @@ impl Store {
 
     fn apply_write(
         &self,
-        shipment: &Shipment,
+        turn: Turn,
         object: ObjectNumber,
         first: Lba,
         mappings: &[ShippedMapping],
@@ -220,7 +269,7 @@ impl Store {
             };
             let applied = self.run(Caller::Request, |core| {
                 let mut there = true;
-                let applied = core.in_its_turn(shipment, |core| {
+                let applied = core.in_its_turn(turn, |core| {
                     there = self.commit_write(core, object, first, &reduction)?.is_some();
                     Ok(())
                 })?;
@@ -340,29 +389,31 @@ impl ShippedPayload {
 
 impl Core {
     /// The newest operation, where the one that was shipped has been applied already.
-    fn known_already(&self, shipment: &Shipment) -> Result<Option<Lsn>, Error> {
+    fn known_already(&self, epoch: Epoch, lsn: Lsn) -> Result<Option<Lsn>, Error> {
         let committed = self.log.committed();
-        if shipment.epoch < self.log.epoch {
-            let what = format!("operation {} is of a term that is over", shipment.lsn);
+        if epoch < self.log.epoch {
+            let what = format!("operation {lsn} is of a term that is over");
             return Err(Error::new(ErrorKind::NotPrimary, what));
         }
-        if shipment.lsn > committed.next() {
-            let what = format!("operation {} leaves a gap: {committed} is the last one here", shipment.lsn);
+        if lsn > committed.next() {
+            let what = format!("operation {lsn} leaves a gap: {committed} is the last one here");
             return Err(Error::new(ErrorKind::Invalid, what));
         }
-        Ok((shipment.lsn <= committed).then_some(committed))
+        Ok((lsn <= committed).then_some(committed))
     }
 
-    /// Commits what was shipped if it is the next operation, under its own number and term.
+    /// Commits what was shipped if it is its turn, under the number and term that it has.
     fn in_its_turn(
         &mut self,
-        shipment: &Shipment,
+        turn: Turn,
         commit: impl FnOnce(&mut Core) -> Result<(), Stall>,
     ) -> Result<Applied, Stall> {
-        if let Some(known) = self.known_already(shipment)? {
-            return Ok(Applied::UpTo(known));
+        if let Turn::Shipped(epoch, lsn) = turn {
+            if let Some(known) = self.known_already(epoch, lsn)? {
+                return Ok(Applied::UpTo(known));
+            }
+            self.log.raise_epoch(epoch);
         }
-        self.log.raise_epoch(shipment.epoch);
         commit(self)?;
         Ok(Applied::UpTo(self.log.committed()))
     }

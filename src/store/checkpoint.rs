@@ -145,7 +145,7 @@ impl Store {
         let root = CheckpointRoot {
             number: crate::units::CheckpointNumber(core.checkpoint.0 + 1),
             lsn: core.log.committed(),
-            epoch: core.log.epoch,
+            epoch: core.log.committed_epoch,
             log_incarnation: core.log.incarnation,
             log_segment: core.log.position.segment,
             log_offset: core.log.position.offset,
@@ -157,6 +157,7 @@ impl Store {
             next_node: MapNodeId(core.node_ids.high_water),
             tables: [TableRoot::default(); Table::ALL.len()],
             counters,
+            syncing: core.being_synced,
             block_changes: Vec::new(),
             node_changes: Vec::new(),
             release_queue: core.release_queue.iter().copied().collect(),

@@ -134,8 +134,10 @@ impl Store {
                 self.core.lock().counters.zero_blocks += count.0;
                 return Ok(WriteOutcome { lsn, zero_blocks, ..WriteOutcome::default() });
             }
-            let committed =
-                self.run(Caller::Request, |core| self.commit_write(core, object, first, &reduction))?;
+            let committed = self.run(Caller::Request, |core| {
+                core.leads()?;
+                self.commit_write(core, object, first, &reduction)
+            })?;
             if let Some(outcome) = committed {
                 return Ok(outcome);
             }
@@ -289,7 +291,7 @@ impl Store {
         let records = operation.encode(payload.len());
         let (lsn, segment, offset) = core.append_to_log(records, Arc::clone(payload));
         core.apply_operation(operation, prepared, PayloadPlace { segment, offset });
-        if let Some(sink) = &self.options.sink {
+        if let Some(sink) = self.options.sink.as_ref().filter(|sink| sink.listens()) {
             let (epoch, fingerprints) = (core.log.epoch, fingerprints());
             sink.committed(&Commit { epoch, lsn, operation, fingerprints: &fingerprints, payload });
         }
@@ -329,6 +331,17 @@ impl Store {
     /// # Errors
     /// As `write`.
     pub fn zero(&self, object: ObjectNumber, first: Lba, count: BlockCount) -> Result<Lsn> {
+        self.zero_if(object, first, count, Core::leads)
+    }
+
+    /// As `zero`, each of its operations under a condition.
+    pub(crate) fn zero_if(
+        &self,
+        object: ObjectNumber,
+        first: Lba,
+        count: BlockCount,
+        condition: impl Fn(&Core) -> Result<()>,
+    ) -> Result<Lsn> {
         let mut done = 0;
         let mut last = Lsn(0);
         while done < count.0 {
@@ -338,6 +351,7 @@ impl Store {
             let steps = zero_steps(self.geometry.dirty_limit);
             let (lsn, covered) = self.run(Caller::Request, |core| {
                 core.writable()?;
+                condition(core)?;
                 let (prepared, needs) = core.prepare_operation(&left, steps)?;
                 let Prepared::Zero(plan) = &prepared else {
                     return Ok((Lsn(0), count.0));

@@ -67,6 +67,11 @@ pub(crate) struct Objects {
 }
 
 impl Objects {
+    /// The next object gets the first number behind those that are there: others were this node's own, and are gone.
+    pub(crate) fn number_behind_the_highest(&mut self) {
+        self.next = self.by_number.keys().max().map_or(1, |highest| highest + 1);
+    }
+
     /// None yet; the first gets this number.
     pub(crate) fn new(next: u64) -> Objects {
         Objects { next, ..Objects::default() }
@@ -220,6 +225,10 @@ pub(crate) struct Core {
     pub(crate) rebuild: Rebuild,
     /// Blocks whose stored bytes have failed their check.
     pub(crate) bad_blocks: BTreeSet<u64>,
+    /// The pool is marked as one that is being brought up to what others hold.
+    pub(crate) being_synced: bool,
+    /// What is committed comes from another node alone.
+    pub(crate) following: bool,
     /// Why writes are refused, if they are.
     pub(crate) stopped: Option<String>,
     /// Somebody does maintenance.
@@ -230,6 +239,18 @@ pub(crate) struct Core {
 }
 
 impl Core {
+    /// Refuses a request of a client while this node follows another.
+    ///
+    /// # Errors
+    /// `NotPrimary`.
+    pub(crate) fn leads(&self) -> Result<(), Error> {
+        if self.following {
+            let what = "this node follows another: only that one commits";
+            return Err(Error::new(crate::error::ErrorKind::NotPrimary, what));
+        }
+        Ok(())
+    }
+
     /// An object, or `NotFound`.
     pub(crate) fn object(&self, number: ObjectNumber) -> Result<&ObjectSlot, Error> {
         self.objects.get(number).ok_or_else(|| {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::SYNC_UNIT_BYTES;
 use crate::format::batch::{BATCH_HEADER_BYTES, BatchHeader, BatchKind};
-use crate::units::{Lsn, SegmentId};
+use crate::sync::MutexGuard;
+use crate::units::{Epoch, Incarnation, Lsn, SegmentId};
 
 use super::Store;
 use super::core::Core;
@@ -41,6 +42,31 @@ impl Store {
         self.core.lock().log.committed()
     }
 
+    /// The term of the newest operation that was committed, and its number.
+    #[must_use]
+    pub fn position(&self) -> (Epoch, Lsn) {
+        let core = self.core.lock();
+        (core.log.committed_epoch, core.log.committed())
+    }
+
+    /// What is committed from now on belongs to this term.
+    ///
+    /// # Errors
+    /// `NotPrimary` for a term that is over.
+    pub fn begin_epoch(&self, epoch: Epoch) -> Result<()> {
+        let mut core = self.core.lock();
+        let present = core.log.epoch;
+        if epoch < present {
+            let what = format!(
+                "term {}.{} is over: it is {}.{} now",
+                epoch.generation, epoch.number, present.generation, present.number
+            );
+            return Err(Error::new(ErrorKind::NotPrimary, what));
+        }
+        core.log.raise_epoch(epoch);
+        Ok(())
+    }
+
     /// Hands everything up to `lsn` to the operating system: the death of the process no longer loses it.
     ///
     /// # Errors
@@ -59,9 +85,20 @@ impl Store {
     /// # Errors
     /// `Stopped` once a write or a sync has failed.
     pub fn make_durable(&self, lsn: Lsn) -> Result<()> {
-        let mut core = self.core.lock();
+        let core = self.core.lock();
+        let incarnation = core.log.incarnation;
+        self.make_durable_in(core, incarnation, lsn)
+    }
+
+    /// As `make_durable`, for an operation of the log of this incarnation: another one began when that was durable.
+    fn make_durable_in<'a>(
+        &'a self,
+        mut core: MutexGuard<'a, Core>,
+        incarnation: Incarnation,
+        lsn: Lsn,
+    ) -> Result<()> {
         loop {
-            if core.log.durable >= lsn {
+            if core.log.durable >= lsn || core.log.incarnation != incarnation {
                 return Ok(());
             }
             core.writable()?;
@@ -84,7 +121,7 @@ impl Store {
     /// # Errors
     /// As `make_durable`.
     pub fn sync_if_due(&self) -> Result<Duration> {
-        let (due, written, idle) = {
+        let (due, written, incarnation, idle) = {
             let mut core = self.core.lock();
             core.writable()?;
             let now = self.environment.clock.monotonic();
@@ -96,10 +133,12 @@ impl Store {
                 // durable.
                 log.state_durable(self.geometry.segment_bytes);
             }
-            (age, log.written, idle)
+            (age, log.written, log.incarnation, idle)
         };
         match due {
-            Some(age) if age >= self.options.sync_after => self.make_durable(written)?,
+            Some(age) if age >= self.options.sync_after => {
+                self.make_durable_in(self.core.lock(), incarnation, written)?;
+            }
             Some(age) => return Ok(self.options.sync_after - age),
             None if idle => {
                 self.hand_over(Lsn(0), true)?;

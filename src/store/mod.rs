@@ -28,9 +28,11 @@ pub mod probe;
 mod read;
 mod recovery;
 mod reduce;
+mod resync;
 mod root;
 mod run;
 mod scrub;
+mod shipping;
 mod statistics;
 mod table;
 mod walk;
@@ -51,7 +53,9 @@ pub use self::diff::ChangedRun;
 pub use self::geometry::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MIN, segment_bytes_for};
 pub use self::objects::CloneRequest;
 pub use self::operation::OBJECT_BLOCKS_MAX;
-pub use self::options::{Commit, CommitSink, Environment, ObjectInfo, OpenReport, StoreOptions};
+pub use self::options::{
+    Commit, CommitSink, Environment, ObjectInfo, OpenReport, PoolIdentity, StoreOptions,
+};
 pub use self::probe::{DeviceContent, probe, wrong_version};
 pub use self::read::{MappedRun, MappingKind};
 pub use self::scrub::{ScrubState, ScrubStatus};
@@ -107,5 +111,12 @@ impl Store {
     #[must_use]
     pub fn pool_id(&self) -> Uuid {
         self.identity.pool
+    }
+
+    /// What another node needs to make a pool of the same array.
+    #[must_use]
+    pub fn identity(&self) -> PoolIdentity {
+        let Superblock { pool, fingerprint_key, .. } = self.identity;
+        PoolIdentity { pool, fingerprint_key, position: self.position() }
     }
 }

@@ -30,6 +30,7 @@ impl Store {
     /// `Invalid`, `NoSpace`, `Stopped`.
     pub fn create_object(&self, size: BlockCount, opaque: &[u8]) -> Result<(ObjectNumber, Lsn)> {
         self.run(Caller::Request, |core| {
+            core.leads()?;
             let object = ObjectNumber(core.objects.next);
             let operation = LoggedOperation::CreateObject { object, size, opaque: opaque.to_vec() };
             Ok((object, self.enter_management(core, &operation)?))
@@ -42,7 +43,10 @@ impl Store {
     /// `NotFound`, `Invalid`, `NoSpace`, `Stopped`.
     pub fn update_object(&self, object: ObjectNumber, size: BlockCount, opaque: &[u8]) -> Result<Lsn> {
         let operation = LoggedOperation::UpdateObject { object, size, opaque: opaque.to_vec() };
-        self.run(Caller::Request, |core| self.enter_management(core, &operation))
+        self.run(Caller::Request, |core| {
+            core.leads()?;
+            self.enter_management(core, &operation)
+        })
     }
 
     /// Takes an object away; its space comes back in the background. What others share with it stays.
@@ -52,7 +56,10 @@ impl Store {
     pub fn delete_object(&self, object: ObjectNumber) -> Result<Lsn> {
         self.release_before_adding()?;
         let operation = LoggedOperation::DeleteObject { object };
-        self.run(Caller::Request, |core| self.enter_management(core, &operation))
+        self.run(Caller::Request, |core| {
+            core.leads()?;
+            self.enter_management(core, &operation)
+        })
     }
 
     /// Makes a new object for each request, with the size and the content that its source has at one moment, the
@@ -66,6 +73,7 @@ impl Store {
     /// bytes that are too long, each or all together; `NoSpace`, `Stopped`. After an error nothing has changed.
     pub fn clone_objects(&self, requests: &[CloneRequest<'_>]) -> Result<(Vec<ObjectNumber>, Lsn)> {
         self.run(Caller::Request, |core| {
+            core.leads()?;
             let numbers = (core.objects.next..).map(ObjectNumber);
             let clones = numbers.zip(requests).map(|(object, request)| CloneRecord {
                 object,
@@ -96,7 +104,10 @@ impl Store {
         self.release_before_adding()?;
         let operation =
             LoggedOperation::RestoreObject { object: target, source, size, opaque: opaque.to_vec() };
-        self.run(Caller::Request, |core| self.enter_management(core, &operation))
+        self.run(Caller::Request, |core| {
+            core.leads()?;
+            self.enter_management(core, &operation)
+        })
     }
 
     /// Enters an operation that carries no payload and touches no leaf.

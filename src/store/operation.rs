@@ -58,6 +58,8 @@ impl Claim {
 
 /// Largest volume: what a tree of the highest level covers, and 256 TiB.
 pub const OBJECT_BLOCKS_MAX: BlockCount = BlockCount(1 << 36);
+/// The highest number of an object: far beyond what making one after the other leads to.
+const OBJECT_NUMBER_MAX: u64 = 1 << 62;
 
 /// An operation whose pages are all in memory.
 #[derive(Debug)]
@@ -134,6 +136,10 @@ impl Core {
     }
 
     fn check_vacant(&self, object: ObjectNumber) -> Result<(), Error> {
+        if object.0 > OBJECT_NUMBER_MAX {
+            let what = format!("{object} is no number of an object: they end at {OBJECT_NUMBER_MAX}");
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
         if self.objects.get(object).is_some() || object.0 == 0 {
             return Err(Error::new(ErrorKind::Exists, format!("object {object} exists already")));
         }

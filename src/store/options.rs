@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::format::batch::LoggedOperation;
 use crate::sync::{Clock, RandomSource};
-use crate::units::{BlockCount, ByteCount, Epoch, Fingerprint, Lsn, ObjectNumber};
+use crate::units::{BlockCount, ByteCount, Epoch, Fingerprint, Lsn, ObjectNumber, Uuid};
 
 use super::core::PlantedFaults;
 
@@ -21,6 +21,11 @@ pub struct Environment {
 /// Sees every operation in the order in which it is committed, under the commit lock: it may only append to
 /// something bounded whose room was made sure of before.
 pub trait CommitSink: Send + Sync {
+    /// Whether it wants to be told at all, now.
+    fn listens(&self) -> bool {
+        true
+    }
+
     /// An operation has been committed.
     fn committed(&self, commit: &Commit<'_>);
 }
@@ -38,6 +43,24 @@ pub struct Commit<'a> {
     pub fingerprints: &'a [Fingerprint],
     /// Its payloads, each padded to 16 bytes.
     pub payload: &'a Arc<Vec<u8>>,
+}
+
+/// What the pools of one array have in common on all nodes, and where one of them stands.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PoolIdentity {
+    /// The pool's id.
+    pub pool: Uuid,
+    /// The key of its fingerprints: a secret of the array.
+    pub fingerprint_key: [u8; 32],
+    /// The newest operation: of a new pool, the one that what is shipped to it follows.
+    pub position: (Epoch, Lsn),
+}
+
+impl std::fmt::Debug for PoolIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let PoolIdentity { pool, position, .. } = self;
+        f.debug_struct("PoolIdentity").field("pool", pool).field("position", position).finish_non_exhaustive()
+    }
 }
 
 /// Budgets and limits of one opening.

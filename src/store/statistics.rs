@@ -298,6 +298,12 @@ impl Store {
             .collect())
     }
 
+    /// Size of a segment.
+    #[must_use]
+    pub fn segment_bytes(&self) -> ByteCount {
+        ByteCount(u64::from(self.geometry.segment_bytes))
+    }
+
     /// Size of an object.
     #[must_use]
     pub fn object_size(&self, object: ObjectNumber) -> Option<BlockCount> {

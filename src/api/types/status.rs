@@ -147,10 +147,31 @@ pub struct StatusSnapshots {
 }
 
 /// Part of the status.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct StatusCluster {
     /// Whether the array is one of several nodes.
     pub enabled: bool,
     /// How they are.
     pub state: ClusterState,
+    /// The node that answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<String>,
+    /// The node that acknowledges.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current_primary: Option<String>,
+    /// The epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u32>,
+    /// All nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_count: Option<u64>,
+    /// Nodes that are as they should be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healthy_nodes: Option<u64>,
+    /// Bytes that are left to be compared, of all nodes.
+    #[serde(default)]
+    pub resync_remaining_bytes: u64,
+    /// Nodes that are being compared, or follow and are not in sync yet.
+    #[serde(default)]
+    pub resyncing: u64,
 }

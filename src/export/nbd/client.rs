@@ -5,16 +5,18 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufReader, IoSlice, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::net::TcpStream;
+use std::time::Duration;
 
+pub use super::dial::Address;
+use super::dial::{Patience, dial};
 use super::errors::Errno;
+use super::line::Line;
 use super::wire::options::{
     BASE_ALLOCATION, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, GREETING_BYTES, OPTION_REPLY_HEAD_BYTES,
-    OptionReplyHead, decode_greeting, decode_info_export, decode_info_payload_max, decode_meta_context,
-    decode_option_reply_head, encode_info_request, encode_meta_request, info, option, put_option, reply,
-    transmission_flag,
+    OptionReplyHead, SessionId, decode_greeting, decode_info_export, decode_info_payload_max,
+    decode_meta_context, decode_option_reply_head, encode_info_request, encode_meta_request, info, option,
+    put_option, reply, transmission_flag,
 };
 use super::wire::transmission::{
     PAYLOAD_BYTES_MAX, ReplyHead, SIMPLE_REPLY_BYTES, STATE_ZERO, STRUCTURED_REPLY_BYTES, chunk, command,
@@ -25,19 +27,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::ByteCount;
 
 /// Longest answer to an option, and longest error or status chunk, that is believed, in bytes.
-const CONTROL_BYTES_MAX: u32 = 9 << 20;
+pub(super) const CONTROL_BYTES_MAX: u32 = 9 << 20;
 
 /// Longest range of one trim, zeroing or status request, in bytes.
-const RANGE_BYTES_MAX: u64 = 1 << 30;
-
-/// Where a server listens.
-#[derive(Clone, Debug)]
-pub enum Address {
-    /// TCP.
-    Tcp(SocketAddr),
-    /// A Unix socket.
-    Unix(PathBuf),
-}
+pub(super) const RANGE_BYTES_MAX: u64 = 1 << 30;
 
 /// What a stretch of the export holds, as far as the protocol tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,12 +43,9 @@ pub struct Stretch {
     pub zero: bool,
 }
 
-trait Stream: Read + Write + Send {}
-impl<T: Read + Write + Send> Stream for T {}
-
 /// A connection to one export.
 pub struct Client {
-    stream: BufReader<Box<dyn Stream>>,
+    stream: BufReader<TcpStream>,
     size: ByteCount,
     flags: u16,
     payload_max: u32,
@@ -89,21 +79,21 @@ impl Client {
     /// `Unreachable` where nothing answers or it is no NBD server; `NotFound` where it does not
     /// have the export.
     pub fn connect(address: &Address, export: &str, depth: usize) -> Result<Client> {
-        let unreachable = |error: io::Error| {
-            let what = match address {
-                Address::Tcp(address) => format!("cannot connect to NBD at {address}"),
-                Address::Unix(path) => format!("cannot connect to NBD at {}", path.display()),
-            };
-            Error::caused(ErrorKind::Unreachable, what, error)
-        };
-        let stream: Box<dyn Stream> = match address {
-            Address::Tcp(address) => {
-                let stream = TcpStream::connect(address).map_err(unreachable)?;
-                stream.set_nodelay(true).map_err(unreachable)?;
-                Box::new(stream)
-            }
-            Address::Unix(path) => Box::new(UnixStream::connect(path).map_err(unreachable)?),
-        };
+        Client::connect_within(address, export, depth, &Patience::default(), None)
+    }
+
+    /// The same within time limits, and as one connection of a session: its server ends the one before it first.
+    ///
+    /// # Errors
+    /// As `connect`, where it takes too long as well; `Unsupported` where the server knows no sessions.
+    pub fn connect_within(
+        address: &Address,
+        export: &str,
+        depth: usize,
+        patience: &Patience,
+        session: Option<SessionId>,
+    ) -> Result<Client> {
+        let stream = dial(address, patience)?;
         let mut client = Client {
             stream: BufReader::with_capacity(64 << 10, stream),
             size: ByteCount(0),
@@ -116,7 +106,7 @@ impl Client {
             pending: HashMap::new(),
             failed: None,
         };
-        client.shake_hands(export)?;
+        client.shake_hands(export, session)?;
         Ok(client)
     }
 
@@ -132,13 +122,19 @@ impl Client {
         self.flags & transmission_flag::READ_ONLY != 0
     }
 
+    /// Longest payload of one request, in bytes.
+    #[must_use]
+    pub fn payload_max(&self) -> u32 {
+        self.payload_max
+    }
+
     /// Whether `write_zeroes` can be used.
     #[must_use]
     pub fn can_write_zeroes(&self) -> bool {
         self.flags & transmission_flag::SEND_WRITE_ZEROES != 0
     }
 
-    fn shake_hands(&mut self, export: &str) -> Result<()> {
+    fn shake_hands(&mut self, export: &str, session: Option<SessionId>) -> Result<()> {
         let mut greeting = [0; GREETING_BYTES];
         self.read_exact(&mut greeting)?;
         let flags = decode_greeting(&greeting).filter(|flags| flags & FLAG_FIXED_NEWSTYLE != 0);
@@ -147,14 +143,26 @@ impl Client {
         self.write_all(&answer.to_be_bytes())?;
         self.structured = self.option(option::STRUCTURED_REPLY, &[], |_, _| {})?.is_ok();
         if self.structured {
-            let mut context = None;
-            let query = encode_meta_request(export, BASE_ALLOCATION);
+            let (mut context, mut known) = (None, session.is_none());
+            let name = session.map(SessionId::name).unwrap_or_default();
+            let queries = [BASE_ALLOCATION, &name];
+            let queries = &queries[..1 + usize::from(session.is_some())];
+            let query = encode_meta_request(export, queries);
             let chosen = self.option(option::SET_META_CONTEXT, &query, |kind, data| {
                 if kind == reply::META_CONTEXT {
-                    context = decode_meta_context(data, BASE_ALLOCATION);
+                    context = context.or(decode_meta_context(data, BASE_ALLOCATION));
+                    known |= decode_meta_context(data, &name).is_some();
                 }
             })?;
             self.context = context.filter(|_| chosen.is_ok());
+            if session.is_some() {
+                chosen.map_err(|error| error.context(format!("export '{export}'")))?;
+            }
+            if !known {
+                return Err(no_session());
+            }
+        } else if session.is_some() {
+            return Err(no_session());
         }
         let (mut found, mut payload_max) = (None, None);
         let request = encode_info_request(export, &[info::BLOCK_SIZE]);
@@ -322,6 +330,19 @@ impl Client {
             }
         }
         Ok(stretches)
+    }
+
+    /// The connection as two halves, for who sends and receives at the same time. Nothing may be under way. From now on
+    /// an answer that has begun must go on within `progress`, and sending waits for ever.
+    ///
+    /// # Errors
+    /// Where the process has too many open files.
+    pub fn into_line(self, progress: Duration) -> Result<Line> {
+        let stream = self.stream.get_ref();
+        let limits = stream.set_read_timeout(Some(progress)).and_then(|()| stream.set_write_timeout(None));
+        limits.map_err(lost)?;
+        let sending = stream.try_clone().map_err(lost)?;
+        Ok(Line::new(self.stream, sending, self.context))
     }
 
     /// Waits for everything queued and takes leave.
@@ -523,10 +544,14 @@ fn refused(head: &OptionReplyHead, data: &[u8]) -> Error {
     Error::new(kind, shortened(&message, 512)).context("the NBD server refused")
 }
 
-fn broken(what: &str) -> Error {
+fn no_session() -> Error {
+    Error::new(ErrorKind::Unsupported, "the NBD server knows no sessions: it is no array of this version")
+}
+
+pub(super) fn broken(what: &str) -> Error {
     Error::new(ErrorKind::Unreachable, what).context("the NBD server sent")
 }
 
-fn lost(error: io::Error) -> Error {
+pub(super) fn lost(error: io::Error) -> Error {
     Error::caused(ErrorKind::Unreachable, "the connection to the NBD server is lost", error)
 }

@@ -4,13 +4,18 @@
 //! volume, `sinter:changed-since:SNAPSHOT`: what the export holds otherwise than the snapshot. Backup tools
 //! copy only that. A snapshot of another volume is named `sinter:changed-since:VOLUME@SNAPSHOT`, as one
 //! would for a clone.
+//!
+//! `sinter:session:ID` is no context: a client that goes on with its requests on a new connection says by it who it is,
+//! and its former connection is ended first (see `server`).
 
 use std::sync::Arc;
 
 use super::ExportSource;
-use super::wire::options::{BASE_ALLOCATION, BASE_WILDCARD, MetaRequest};
+use super::wire::options::{BASE_ALLOCATION, BASE_WILDCARD, MetaRequest, SessionId};
 use crate::array::service::ChangeSource;
 
+/// Number that stands for a session; nothing can be asked by it.
+const SESSION: u32 = 0;
 /// Number that stands for `base:allocation` in requests and replies.
 const ALLOCATION: u32 = 1;
 /// Number of the first `sinter:changed-since`; the others follow.
@@ -27,6 +32,7 @@ const OWN_WILDCARDS: [&str; 2] = ["sinter:", CHANGED_SINCE];
 pub struct Contexts {
     allocation: bool,
     changes: Vec<Arc<dyn ChangeSource>>,
+    session: Option<SessionId>,
 }
 
 /// One context of a client.
@@ -65,6 +71,9 @@ impl Contexts {
             if *query == BASE_ALLOCATION {
                 contexts.allocation = true;
                 chosen(ALLOCATION, query);
+            } else if let Some(session) = SessionId::parse(query) {
+                contexts.session = Some(session);
+                chosen(SESSION, query);
             } else if let Some(since) = query.strip_prefix(CHANGED_SINCE).filter(|since| !since.is_empty()) {
                 let Ok(source) = exports.changes(export, since) else { continue };
                 let number = FIRST_CHANGE + u32::try_from(contexts.changes.len()).unwrap_or_default();
@@ -97,6 +106,11 @@ impl Contexts {
                 listed(&name);
             }
         }
+    }
+
+    /// The session that the client goes on with.
+    pub(super) fn session(&self) -> Option<SessionId> {
+        self.session
     }
 
     /// Whether there is nothing to ask.

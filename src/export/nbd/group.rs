@@ -251,6 +251,9 @@ impl Connection {
             Some(commit) => self.export.service.acknowledge(commit),
             None => Ok(()),
         };
+        if let Err(error) = &acknowledged {
+            self.fail_durables(rx, role, error);
+        }
         let writes = std::mem::take(&mut rx.group.writes);
         for request in &writes {
             let to = request.reply_to(self.export.style);
@@ -279,6 +282,24 @@ impl Connection {
         self.send_group(rx, role);
         if !rx.group.durables.is_empty() && self.wait_for_durability(&mut rx.group.durables) {
             rx.works.push(Work::Durable);
+        }
+    }
+
+    /// Answers the writes that were to be made durable, and could not even be acknowledged.
+    fn fail_durables(self: &Arc<Self>, rx: &mut Receiver, role: Role, error: &Error) {
+        let durables = std::mem::take(&mut rx.group.durables);
+        let (writes, flushes): (Vec<_>, Vec<_>) =
+            durables.into_iter().partition(|durable| durable.commit.is_some());
+        rx.group.durables = flushes;
+        for Durable { request, .. } in writes {
+            rx.group.tallies[request.operation as usize].failed();
+            let mut bytes = Vec::new();
+            let to = request.reply_to(self.export.style);
+            to.put_error(&mut bytes, Errno::from(error.kind()).code(), error.what());
+            if rx.group.room() < bytes.len() {
+                self.send_group(rx, role);
+            }
+            rx.group.put(&bytes);
         }
     }
 

@@ -18,10 +18,12 @@ mod budget;
 pub mod client;
 mod connection;
 mod contexts;
+pub mod dial;
 mod errors;
 mod execute;
 mod group;
 pub mod handshake;
+pub mod line;
 mod outgoing;
 mod receiver;
 mod request;
@@ -53,9 +55,18 @@ pub struct ExportEntry {
     pub description: String,
 }
 
+/// Takes a connection that is served elsewhere: the socket, TCP or Unix, as a stream.
+pub type PassOn = Box<dyn FnOnce(std::net::TcpStream) + Send>;
+
 /// Where exports come from. Asked anew by every handshake, so that new volumes appear and a new
 /// size is seen by the next connection.
 pub trait ExportSource: Send + Sync {
+    /// What is to become of a new connection that is not for this server: it is called on a thread of its own with
+    /// the connection, before anything was said, and whatever it does the connection ends with it.
+    fn pass_on(&self) -> Option<PassOn> {
+        None
+    }
+
     /// All exports that a client may list.
     fn list(&self) -> Vec<ExportEntry>;
 

@@ -19,6 +19,7 @@ use super::handshake::{Handshake, Negotiated, OPTION_DATA_BYTES_MAX, Step};
 use super::socket::{Bell, Received, Socket};
 use super::statistics::NbdStatistics;
 use super::watch::{self, Watch};
+use super::wire::options::SessionId;
 use super::workers::{self, WorkQueue};
 use crate::array::service::BlockService;
 use crate::error::{Error, ErrorKind, Result};
@@ -30,6 +31,9 @@ const RECEIVE_LIMIT: Duration = Duration::from_secs(30);
 
 /// After a failed accept (no descriptors left, say) the listener rests for so long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a session's new connection waits for the end of the former one.
+const FORMER_MAX: Duration = Duration::from_secs(10);
 
 /// Only the owner may connect, until there are users and permissions of our own.
 const UNIX_SOCKET_MODE: u32 = 0o600;
@@ -212,6 +216,8 @@ struct Entry {
     stopping: Arc<AtomicBool>,
     /// The export's own name and what serves it, once the handshake is over.
     export: Option<(String, Arc<dyn BlockService>)>,
+    /// The session that it belongs to, if its client has one.
+    session: Option<SessionId>,
 }
 
 impl Entry {
@@ -326,6 +332,16 @@ impl Server {
         }
     }
 
+    /// Cuts all connections, whatever is under way on them: as a function that may outlive the server, and then does
+    /// nothing. For a server whose clients are to look for another one.
+    pub fn cutter(&self) -> impl Fn() + Send + Sync + use<> {
+        let inner = Arc::downgrade(&self.inner);
+        move || {
+            let Some(inner) = inner.upgrade() else { return };
+            inner.open.lock().connections.values().for_each(|entry| entry.socket.shutdown(Shutdown::Both));
+        }
+    }
+
     /// Stops accepting, lets the requests in flight finish for at most `limit`, and closes all
     /// connections. False where some had to be cut off.
     pub fn stop(mut self, limit: Duration) -> bool {
@@ -402,7 +418,12 @@ impl Inner {
         }
         open.last_id += 1;
         let id = open.last_id;
-        let entry = Entry { socket: Arc::clone(&socket), stopping: Arc::clone(&stopping), export: None };
+        let entry = Entry {
+            socket: Arc::clone(&socket),
+            stopping: Arc::clone(&stopping),
+            export: None,
+            session: None,
+        };
         open.connections.insert(id, entry);
         statistics.connections.fetch_add(1, Ordering::Relaxed);
         drop(open);
@@ -428,6 +449,13 @@ impl Inner {
     }
 
     fn serve(&self, id: u64, socket: &Arc<Socket>, stopping: Arc<AtomicBool>) {
+        if let Some(pass_on) = self.exports.pass_on() {
+            if let Ok(stream) = socket.stream() {
+                pass_on(stream);
+            }
+            socket.shutdown(Shutdown::Both);
+            return;
+        }
         if socket.set_receive_limit(RECEIVE_LIMIT.min(self.shared.options.handshake_limit)).is_err() {
             return;
         }
@@ -463,6 +491,11 @@ impl Inner {
                     }
                     Step::Go(bytes, negotiated) => {
                         input.drain(..bytes);
+                        if let Some(session) = negotiated.contexts.session()
+                            && !self.end_former(id, session)
+                        {
+                            return None;
+                        }
                         // Before the client hears of it: from then on it counts as connected.
                         if let Some(entry) = self.open.lock().connections.get_mut(&id) {
                             entry.export = Some((negotiated.name.clone(), Arc::clone(&negotiated.service)));
@@ -491,6 +524,32 @@ impl Inner {
             if now() > deadline {
                 return None;
             }
+        }
+    }
+
+    /// Cuts the former connections of a session and waits until nothing that came on them can be executed any more;
+    /// false where that takes too long. The client sends the same requests again, and newer ones behind them.
+    fn end_former(&self, id: u64, session: SessionId) -> bool {
+        let deadline = now() + FORMER_MAX;
+        let mut open = self.open.lock();
+        if let Some(entry) = open.connections.get_mut(&id) {
+            entry.session = Some(session);
+        }
+        loop {
+            let mut former = open
+                .connections
+                .iter()
+                .filter(|(other, entry)| **other < id && entry.session == Some(session))
+                .peekable();
+            if former.peek().is_none() {
+                return true;
+            }
+            former.for_each(|(_, entry)| entry.socket.shutdown(Shutdown::Both));
+            let left = deadline.saturating_duration_since(now());
+            if left.is_zero() || self.stopping.load(Ordering::SeqCst) {
+                return false;
+            }
+            open = self.changed.wait_for(open, left);
         }
     }
 

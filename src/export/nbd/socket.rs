@@ -63,6 +63,12 @@ impl Socket {
         Ok(socket)
     }
 
+    /// The same socket as a stream: what is asked of it, reading, writing and shutting down, is the same for TCP and Unix
+    /// sockets.
+    pub(super) fn stream(&self) -> io::Result<TcpStream> {
+        Ok(TcpStream::from(self.0.try_clone()?))
+    }
+
     /// How long a blocking `receive` waits before it answers `Nothing`.
     pub(super) fn set_receive_limit(&self, limit: Duration) -> io::Result<()> {
         Ok(sockopt::set_socket_timeout(&self.0, sockopt::Timeout::Recv, Some(limit))?)

@@ -104,7 +104,10 @@ pub(crate) struct OpenLog {
     /// Payloads that are not on their device yet, by segment and offset.
     in_memory: BTreeMap<(u32, u32), Arc<Vec<u8>>>,
     pub(crate) incarnation: Incarnation,
+    /// The term that operations are committed in from now on.
     pub(crate) epoch: Epoch,
+    /// The term of the newest operation that was committed.
+    pub(crate) committed_epoch: Epoch,
     /// Bytes since the last checkpoint's picture.
     pub(crate) bytes_since_picture: u64,
     /// When the oldest write that no sync has covered was handed over.
@@ -144,6 +147,7 @@ impl OpenLog {
             in_memory: BTreeMap::new(),
             incarnation,
             epoch,
+            committed_epoch: epoch,
             bytes_since_picture: 0,
             unsynced_since: None,
             devices_written: 0,
@@ -158,6 +162,13 @@ impl OpenLog {
     /// The last operation that was committed.
     pub(crate) fn committed(&self) -> Lsn {
         Lsn(self.next_lsn.0 - 1)
+    }
+
+    /// The next operation is the one behind `lsn`, of this opening; nothing is to be written.
+    pub(crate) fn go_on_behind(&mut self, epoch: Epoch, lsn: Lsn, incarnation: Incarnation) {
+        (self.epoch, self.committed_epoch, self.incarnation) = (epoch, epoch, incarnation);
+        self.next_lsn = lsn.next();
+        (self.written, self.durable, self.durable_stated) = (lsn, lsn, lsn);
     }
 
     fn start_of_next(&self) -> u32 {
@@ -386,6 +397,7 @@ impl Core {
         self.counters.log_bytes += u64::from(frame_len);
         let lsn = log.next_lsn;
         log.next_lsn = lsn.next();
+        log.committed_epoch = log.epoch;
         (lsn, segment, payload_offset)
     }
 }

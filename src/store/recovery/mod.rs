@@ -15,7 +15,8 @@ use crate::format::segment::SegmentKind;
 use crate::format::superblock::{DEVICES_MAX, DeviceRecord, SUPERBLOCK_AREA_BYTES, Superblock};
 use crate::sync::{Condition, Mutex};
 use crate::units::{
-    BLOCK_BYTES, ByteCount, CheckpointNumber, DeviceOffset, Epoch, Incarnation, MapNodeId, Uuid,
+    BLOCK_BYTES, ByteCount, CheckpointNumber, DeviceOffset, Epoch, Incarnation, Lsn, MapNodeId, SegmentId,
+    Uuid,
 };
 
 use super::blocks::changes::Changes;
@@ -29,7 +30,7 @@ use super::log::appender::Appender;
 use super::log::open_log::OpenLog;
 use super::log::segments::SegmentTable;
 use super::map::borrow::Borrowers;
-use super::options::{Environment, StoreOptions};
+use super::options::{Environment, PoolIdentity, StoreOptions};
 use super::probe::wrong_version;
 use super::run::Caller;
 use super::table::cache::Cache;
@@ -45,6 +46,20 @@ impl Store {
         devices: Vec<Arc<dyn Device>>,
         options: StoreOptions,
         environment: Environment,
+    ) -> Result<Store> {
+        Store::create_as(devices, options, environment, None)
+    }
+
+    /// As `create`, with the identity of a pool that another node has: its fingerprints mean the same, and what is
+    /// shipped goes on behind its position. The ids of the devices are its own.
+    ///
+    /// # Errors
+    /// As `create`.
+    pub fn create_as(
+        devices: Vec<Arc<dyn Device>>,
+        options: StoreOptions,
+        environment: Environment,
+        identity: Option<&PoolIdentity>,
     ) -> Result<Store> {
         if devices.is_empty() || devices.len() > DEVICES_MAX {
             let what = format!("{} devices: a pool has from 1 to {DEVICES_MAX}", devices.len());
@@ -70,9 +85,14 @@ impl Store {
             let segments = u32::try_from(segments).unwrap_or(u32::MAX);
             records.push(DeviceRecord { id: random_id(), segments });
         }
-        let pool = random_id();
-        let mut fingerprint_key = [0u8; 32];
-        environment.random.fill(&mut fingerprint_key);
+        let own = || {
+            let pool = random_id();
+            let mut fingerprint_key = [0u8; 32];
+            environment.random.fill(&mut fingerprint_key);
+            let position = (Epoch { generation: 1, number: 1 }, Lsn(0));
+            PoolIdentity { pool, fingerprint_key, position }
+        };
+        let PoolIdentity { pool, fingerprint_key, position } = identity.cloned().unwrap_or_else(own);
         let created = environment.clock.since_unix_epoch().as_millis();
         let identity = Superblock {
             pool,
@@ -87,7 +107,8 @@ impl Store {
             root_copy: Vec::new(),
         };
         let root = CheckpointRoot {
-            epoch: Epoch { generation: 1, number: 1 },
+            epoch: position.0,
+            lsn: position.1,
             next_object: 1,
             next_node: MapNodeId(1),
             next_sequence: 1,
@@ -160,6 +181,8 @@ impl Store {
             root_extents: [identity.root.clone(), identity.root_copy.clone()].concat(),
             rebuild: Rebuild::of_table(root.next_block),
             bad_blocks: std::collections::BTreeSet::new(),
+            being_synced: root.syncing,
+            following: false,
             stopped: None,
             maintaining: false,
             waiting_for_maintenance: 0,
@@ -199,18 +222,23 @@ impl Store {
 
     /// Opens the log segment; the checkpoint that makes it count must follow. Replay, where there was any, is over.
     pub(crate) fn begin_log(&self) -> Result<()> {
+        let (segment, successor) = self.take_log_segments()?;
+        let mut core = self.core.lock();
+        core.enter_segment(segment, successor);
+        let max = core.geometry.borrowers.min(self.options.borrowers_max);
+        core.borrowers.limit(max);
+        Ok(())
+    }
+
+    /// Takes a segment where a log is to begin, and its successor.
+    pub(crate) fn take_log_segments(&self) -> Result<(SegmentId, SegmentId)> {
         let take = || {
             self.run(Caller::Maintenance, |core| {
                 core.prepare_segment(0, false)?;
                 Ok(core.take_segment(SegmentKind::Log, false))
             })
         };
-        let (segment, successor) = (take()?, take()?);
-        let mut core = self.core.lock();
-        core.enter_segment(segment, successor);
-        let max = core.geometry.borrowers.min(self.options.borrowers_max);
-        core.borrowers.limit(max);
-        Ok(())
+        Ok((take()?, take()?))
     }
 
     /// The first eight bytes of the pool's id.

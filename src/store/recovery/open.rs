@@ -282,6 +282,9 @@ impl Store {
             }
             let mut core = self.core.lock();
             core.log.epoch = batch.header.epoch;
+            if lsn > batch.header.first_lsn {
+                core.log.committed_epoch = batch.header.epoch;
+            }
             core.log.next_lsn = lsn;
             core.log.written = Lsn(lsn.0 - 1);
             core.log.durable = core.log.written;

@@ -247,15 +247,17 @@ pub fn decode_meta_request(data: &[u8]) -> Option<MetaRequest<'_>> {
     fields.is_empty().then_some(MetaRequest { name, queries })
 }
 
-/// Data of SET_META_CONTEXT with one query, as a client sends it.
+/// Data of SET_META_CONTEXT, as a client sends it.
 #[must_use]
-pub fn encode_meta_request(name: &str, query: &str) -> Vec<u8> {
+pub fn encode_meta_request(name: &str, queries: &[&str]) -> Vec<u8> {
     let mut data = Vec::new();
     put_length(&mut data, name.len());
     data.extend_from_slice(name.as_bytes());
-    data.extend_from_slice(&1u32.to_be_bytes());
-    put_length(&mut data, query.len());
-    data.extend_from_slice(query.as_bytes());
+    put_length(&mut data, queries.len());
+    for query in queries {
+        put_length(&mut data, query.len());
+        data.extend_from_slice(query.as_bytes());
+    }
     data
 }
 
@@ -333,6 +335,34 @@ pub fn decode_meta_context(data: &[u8], name: &str) -> Option<u32> {
     (fields.0 == name.as_bytes()).then_some(id)
 }
 
+/// A client that goes on with the same requests on one connection after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SessionId(pub u128);
+
+const SESSION: &str = "sinter:session:";
+
+impl SessionId {
+    /// A new one, from random bytes: who guesses it can end the session's connection.
+    #[must_use]
+    pub fn from_random(bytes: [u8; 16]) -> SessionId {
+        SessionId(u128::from_be_bytes(bytes))
+    }
+
+    /// The name by which it is told in the handshake, as if it were a context.
+    #[must_use]
+    pub fn name(self) -> String {
+        format!("{SESSION}{:032x}", self.0)
+    }
+
+    /// Reads the name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<SessionId> {
+        let digits = name.strip_prefix(SESSION)?;
+        let plain = digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        if plain { u128::from_str_radix(digits, 16).ok().map(SessionId) } else { None }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -345,9 +375,21 @@ mod tests {
         let request = decode_info_request(&data).unwrap();
         assert_eq!((request.name, request.wants_name, request.wants_description), ("demo", true, false));
         assert!(request.wants_block_size);
-        let data = encode_meta_request("demo", BASE_ALLOCATION);
+        let data = encode_meta_request("demo", &[BASE_ALLOCATION]);
         let request = decode_meta_request(&data).unwrap();
         assert_eq!(request, MetaRequest { name: "demo", queries: vec![BASE_ALLOCATION] });
+    }
+
+    #[test]
+    fn sessions_are_known_by_their_name() {
+        for session in [SessionId(0), SessionId(0xfeed), SessionId(u128::MAX)] {
+            assert_eq!(SessionId::parse(&session.name()), Some(session));
+        }
+        for other in
+            ["sinter:session:", "sinter:session:feed", "sinter:session:+0000000000000000000000000000001"]
+        {
+            assert_eq!(SessionId::parse(other), None);
+        }
     }
 
     #[test]
@@ -357,7 +399,7 @@ mod tests {
         assert_eq!(decode_info_request(&data), None);
         data[..4].copy_from_slice(&u32::MAX.to_be_bytes());
         assert_eq!(decode_info_request(&data), None);
-        let mut data = encode_meta_request("demo", BASE_ALLOCATION);
+        let mut data = encode_meta_request("demo", &[BASE_ALLOCATION]);
         data[8..12].copy_from_slice(&u32::MAX.to_be_bytes());
         assert_eq!(decode_meta_request(&data), None);
         let mut data = encode_info_request("demo", &[]);

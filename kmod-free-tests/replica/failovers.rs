@@ -1,0 +1,58 @@
+//! Primaries that die, fall asleep and are told to go, again and again, while a client writes that knows what it was
+//! promised.
+
+use std::time::Duration;
+
+use crate::client::Journal;
+use crate::world::World;
+use crate::world::members;
+use crate::world::until;
+
+/// How many primaries go; `SINTER_FAILOVERS` says otherwise.
+const FAILOVERS: u64 = 6;
+/// Blocks of the volume that are written.
+const BLOCKS: u64 = 4000;
+
+/// How a primary goes.
+#[derive(Clone, Copy, Debug)]
+enum Going {
+    Killed,
+    Paused,
+    Told,
+}
+
+#[test]
+fn p7_what_was_acknowledged_is_there_after_every_failover() {
+    let failovers = std::env::var("SINTER_FAILOVERS").ok().and_then(|text| text.parse().ok());
+    let mut world = World::formed();
+    let journal = Journal::new(world.path("journal"));
+    let (mut acknowledged, mut unanswered) = (0, 0);
+    for round in 0..failovers.unwrap_or(FAILOVERS) {
+        let (old, new) = if round % 2 == 0 { ("a", "b") } else { ("b", "a") };
+        assert_eq!(members(world.url(new))["primary"], old, "round {round}");
+        let going = [Going::Killed, Going::Paused, Going::Told][usize::try_from(round % 3).unwrap()];
+        // Either node takes requests; a paused one would keep its own clients waiting.
+        let through = if matches!(going, Going::Paused) || round % 4 < 2 { new } else { old };
+        let writing = journal.write(&world.node(through).uri("disk"), round, BLOCKS, None);
+        std::thread::park_timeout(Duration::from_millis(300 + 137 * (round % 5)));
+        match going {
+            Going::Killed => world.take(old).kill(),
+            Going::Paused => world.signal(old, "-STOP"),
+            Going::Told => drop(world.take(old).terminate()),
+        }
+        let ended = writing.ended();
+        assert!(ended.acknowledged > 0, "round {round}: {ended:?}");
+        acknowledged += ended.acknowledged;
+        unanswered += ended.unanswered;
+        until("the other one serves", || members(world.url(new))["primary_serves"] == true);
+        assert!(journal.verify(&world.node(new).uri("disk")) > 0);
+        match going {
+            Going::Paused => world.signal(old, "-CONT"),
+            Going::Killed | Going::Told => world.restart(old),
+        }
+        world.until_in_sync(new);
+        // Through the former primary, which must not answer for itself.
+        journal.verify(&world.node(old).uri("disk"));
+    }
+    println!("{acknowledged} requests acknowledged, {unanswered} under way when a primary went");
+}

@@ -1,0 +1,18 @@
+//! Clusters of real daemons on loopback, as users form and use them.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
+
+#[path = "../process/client.rs"]
+#[allow(dead_code, reason = "another binary of tests uses the rest")]
+mod client;
+mod command_line;
+#[path = "../common/daemon.rs"]
+mod daemon;
+mod failovers;
+#[path = "../rest/http.rs"]
+mod http;
+mod loss;
+mod passed_on;
+mod routes;
+mod tokens;
+mod world;

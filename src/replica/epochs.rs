@@ -1,0 +1,111 @@
+//! The epoch history: where in the order of operations each epoch began.
+//!
+//! Positions are compared against it, never bare numbers: a number may have been given out again by a later primary
+//! (what Kafka's KIP-101 repaired). It is kept in the pool, as a system object that operations change, so every node
+//! that holds the operations of an epoch also knows where it began.
+
+use crate::error::Result;
+use crate::format::system::{EpochHistory, EpochStart, SystemPurpose, SystemRecord};
+use crate::store::Store;
+use crate::units::{BlockCount, Epoch, Lsn, ObjectNumber};
+
+use super::decisions::Position;
+
+/// An object has a size; all of this one is in its opaque bytes.
+const HISTORY_BLOCKS: BlockCount = BlockCount(1);
+
+/// Where each epoch began.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Epochs {
+    history: EpochHistory,
+    object: Option<ObjectNumber>,
+}
+
+impl Epochs {
+    /// What the pool says.
+    ///
+    /// # Errors
+    /// `Device`, `Corrupt`.
+    pub fn load(store: &Store) -> Result<Epochs> {
+        for object in store.objects()? {
+            let record = SystemRecord::decode(&object.opaque).ok();
+            let record = record.filter(|record| record.purpose == SystemPurpose::EpochHistory);
+            if let Some(history) = record.and_then(|record| EpochHistory::decode(&record.body)) {
+                return Ok(Epochs { history, object: Some(object.number) });
+            }
+        }
+        Ok(Epochs::default())
+    }
+
+    /// Begins an epoch: its first operation is the one that writes this history.
+    ///
+    /// # Errors
+    /// As `Store::update_object`; `NotPrimary` for an epoch that is over.
+    pub fn begin(&mut self, store: &Store, epoch: Epoch) -> Result<Lsn> {
+        store.begin_epoch(epoch)?;
+        let (before, last) = store.position();
+        if self.history.starts().is_empty() && last > Lsn(0) && before < epoch {
+            self.history.push(EpochStart { epoch: before, first: Lsn(1) })?;
+        }
+        // Where it could not be begun at the first attempt, it is there already.
+        if self.history.starts().last().is_none_or(|last| last.epoch < epoch) {
+            self.history.push(EpochStart { epoch, first: last.next() })?;
+        }
+        let opaque = self.history.record().encode()?;
+        match self.object {
+            Some(object) => store.update_object(object, HISTORY_BLOCKS, &opaque),
+            None => {
+                let (object, lsn) = store.create_object(HISTORY_BLOCKS, &opaque)?;
+                self.object = Some(object);
+                Ok(lsn)
+            }
+        }
+    }
+
+    /// Whether an epoch is one of this array's, as far as is remembered.
+    #[must_use]
+    pub fn knows(&self, epoch: Epoch) -> bool {
+        let starts = self.history.starts();
+        let forgotten = starts.first().is_none_or(|oldest| epoch < oldest.epoch);
+        forgotten || starts.iter().any(|start| start.epoch == epoch)
+    }
+
+    /// Whether whoever stands there holds a prefix of what was committed up to `last`: not past the end that its
+    /// epoch has here.
+    #[must_use]
+    pub fn holds(&self, position: Position, last: Lsn) -> bool {
+        if position.lsn == Lsn(0) {
+            return true;
+        }
+        let starts = self.history.starts();
+        let Some(index) = starts.iter().position(|start| start.epoch == position.epoch) else { return false };
+        let end = starts.get(index + 1).map_or(last, |next| Lsn(next.first.0 - 1));
+        position.lsn <= end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn epoch(generation: u32, number: u32) -> Epoch {
+        Epoch { generation, number }
+    }
+
+    #[test]
+    fn p7_positions_are_compared_against_the_history_and_not_by_number() {
+        let mut epochs = Epochs::default();
+        for (epoch, first) in [(epoch(0, 1), Lsn(1)), (epoch(0, 2), Lsn(50)), (epoch(0, 5), Lsn(70))] {
+            epochs.history.push(EpochStart { epoch, first }).unwrap();
+        }
+        let at = |epoch, lsn| Position { epoch, lsn: Lsn(lsn) };
+        assert!(epochs.holds(at(epoch(0, 1), 49), Lsn(90)));
+        assert!(!epochs.holds(at(epoch(0, 1), 50), Lsn(90)), "a tail that the successor does not have");
+        assert!(epochs.holds(at(epoch(0, 2), 69), Lsn(90)));
+        assert!(!epochs.holds(at(epoch(0, 2), 75), Lsn(90)));
+        assert!(epochs.holds(at(epoch(0, 5), 90), Lsn(90)) && !epochs.holds(at(epoch(0, 5), 91), Lsn(90)));
+        assert!(!epochs.holds(at(epoch(0, 3), 60), Lsn(90)));
+        assert!(!epochs.knows(epoch(0, 3)) && !epochs.knows(epoch(1, 1)) && epochs.knows(epoch(0, 2)));
+        assert!(epochs.holds(at(epoch(0, 0), 0), Lsn(90)), "whoever has nothing holds a prefix");
+    }
+}

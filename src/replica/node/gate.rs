@@ -1,0 +1,204 @@
+//! What stands between the array and whoever asks it: nothing is taken, acknowledged or read out without it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::array::CommitGate;
+use crate::error::{Error, ErrorKind, Result};
+use crate::replica::decisions::Position;
+use crate::sync::Mutex;
+use crate::units::{BlockCount, Lba, Lsn, ObjectNumber};
+
+use super::{Node, State};
+
+/// How long a request waits for this node to begin, or for a hand-over to be decided.
+const HELD: Duration = Duration::from_secs(30);
+
+/// The gate of an array; open while the array is not part of a cluster.
+#[derive(Default)]
+pub struct Gate {
+    keeper: Mutex<Keeper>,
+}
+
+/// Who decides.
+#[derive(Clone, Default)]
+enum Keeper {
+    /// Nobody: the array stands alone.
+    #[default]
+    Nobody,
+    /// Somebody who is not there yet: nothing is taken or given out.
+    Expected,
+    /// This node.
+    Node(Arc<Node>),
+}
+
+impl Gate {
+    /// Takes and gives out nothing until a node decides.
+    pub fn hold(&self) {
+        *self.keeper.lock() = Keeper::Expected;
+    }
+
+    /// From now on the node decides.
+    pub fn install(&self, node: Arc<Node>) {
+        *self.keeper.lock() = Keeper::Node(node);
+    }
+
+    /// Asks whoever decides.
+    fn ask<T>(&self, alone: T, ask: impl FnOnce(&Node) -> Result<T>) -> Result<T> {
+        let keeper = self.keeper.lock().clone();
+        match keeper {
+            Keeper::Nobody => Ok(alone),
+            Keeper::Expected => {
+                Err(Error::new(ErrorKind::NoQuorum, "this node is about to find its cluster"))
+            }
+            Keeper::Node(node) => ask(&node),
+        }
+    }
+}
+
+impl CommitGate for Gate {
+    fn admit(&self) -> Result<()> {
+        self.ask((), Node::admit)
+    }
+
+    fn done(&self) {
+        let keeper = self.keeper.lock().clone();
+        if let Keeper::Node(node) = keeper {
+            node.done();
+        }
+    }
+
+    fn acknowledged(&self, lsn: Lsn) -> Result<()> {
+        self.ask((), |node| node.acknowledged(lsn))
+    }
+
+    fn durable(&self, lsn: Lsn) -> Result<()> {
+        self.ask((), |node| node.durable(lsn))
+    }
+
+    fn may_answer_read(&self, object: ObjectNumber, first: Lba, count: BlockCount) -> Result<()> {
+        self.ask((), |node| node.may_answer_read(object, first, count))
+    }
+
+    fn try_answer_read(&self, object: ObjectNumber, first: Lba, count: BlockCount) -> Result<bool> {
+        self.ask(true, |node| node.try_answer_read(object, first, count))
+    }
+}
+
+impl State {
+    /// Whether requests are taken now.
+    fn takes(&self) -> bool {
+        self.serving.is_some() && self.serving == self.role.serves() && self.role.takes_requests()
+    }
+}
+
+impl Node {
+    fn not_primary(&self) -> Error {
+        match self.primary_elsewhere() {
+            Some((_, entry)) => {
+                Error::new(ErrorKind::NotPrimary, format!("node {} is the primary", entry.name))
+            }
+            None => Error::new(ErrorKind::NoQuorum, "there is no primary"),
+        }
+    }
+
+    /// Takes a request in, or says why not. One that comes while this node is about to serve waits.
+    fn admit(&self) -> Result<()> {
+        self.under_way.fetch_add(1, Ordering::AcqRel);
+        let mut state = self.state.lock();
+        let deadline = self.now() + HELD;
+        loop {
+            if state.takes() {
+                return Ok(());
+            }
+            if !state.role.leads() || self.now() >= deadline || !self.lives() {
+                drop(state);
+                self.done();
+                return Err(self.not_primary());
+            }
+            // Whoever waits holds nothing up: the term ends without it.
+            self.under_way.fetch_sub(1, Ordering::AcqRel);
+            self.moved.notify_all();
+            state = self.moved.wait_for(state, self.parts.timing.heartbeat);
+            self.under_way.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn done(&self) {
+        if self.under_way.fetch_sub(1, Ordering::AcqRel) == 1 && self.state.lock().serving.is_none() {
+            self.moved.notify_all();
+        }
+    }
+
+    /// Waits until `reached`, as long as this node serves.
+    fn wait_until(&self, mut reached: impl FnMut(&mut State) -> bool) -> Result<()> {
+        let mut state = self.state.lock();
+        loop {
+            let (epoch, lsn) = self.parts.store.position();
+            state.role.moved(self.now(), Position { epoch, lsn });
+            if state.serving.is_none() || state.serving != state.role.serves() || !self.lives() {
+                drop(state);
+                return Err(self.not_primary());
+            }
+            if reached(&mut state) {
+                return Ok(());
+            }
+            state = self.moved.wait_for(state, self.parts.timing.heartbeat);
+        }
+    }
+
+    /// The same for what other nodes have to answer, and counted.
+    fn wait_for_others(&self, mut reached: impl FnMut(&State) -> bool) -> Result<()> {
+        let begun = self.now();
+        let mut alone = false;
+        let result = self.wait_until(|state| {
+            alone = state.role.record().set.len() == 1;
+            reached(state)
+        });
+        if !alone {
+            self.counters.waited(self.now().saturating_sub(begun), result.is_ok());
+        }
+        result
+    }
+
+    fn acknowledged(&self, lsn: Lsn) -> Result<()> {
+        self.wait_for_others(|state| state.role.acknowledged().is_some_and(|applied| applied >= lsn))
+    }
+
+    fn durable(&self, lsn: Lsn) -> Result<()> {
+        let wanted = {
+            let mut state = self.state.lock();
+            let wanted = lsn > state.sync_wanted;
+            state.sync_wanted = state.sync_wanted.max(lsn);
+            wanted
+        };
+        if wanted {
+            self.parts.ring.call();
+        }
+        self.wait_for_others(|state| state.role.durable(lsn).is_some_and(|durable| durable >= lsn))
+    }
+
+    fn may_answer_read(&self, object: ObjectNumber, first: Lba, count: BlockCount) -> Result<()> {
+        if self.try_answer_read(object, first, count)? {
+            return Ok(());
+        }
+        self.wait_until(|state| self.may_answer(state, object, first, count))
+    }
+
+    fn try_answer_read(&self, object: ObjectNumber, first: Lba, count: BlockCount) -> Result<bool> {
+        let state = self.state.lock();
+        if state.serving.is_none() || state.serving != state.role.serves() {
+            drop(state);
+            return Err(self.not_primary());
+        }
+        Ok(self.may_answer(&state, object, first, count))
+    }
+
+    fn may_answer(&self, state: &State, object: ObjectNumber, first: Lba, count: BlockCount) -> bool {
+        let Some(applied) = state.role.acknowledged() else { return false };
+        // What was read may be newer than what is asked about now, never older.
+        let waiting = self.parts.ring.newest_change(applied, object, first, count);
+        waiting.is_none() && state.role.may_read(self.now())
+    }
+}

@@ -1,0 +1,317 @@
+//! A primary's streams: for each other node that keeps data a thread that sends and one that takes the answers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::replica::decisions::{Member, NodeId};
+use crate::replica::link::{self, LinkCloser, LinkReceiver, LinkSender};
+use crate::replica::role::Input;
+use crate::replica::stream::{Progress, Stream};
+use crate::replica::wire::{Downstream, Upstream, decode_messages};
+use crate::sync::Mutex;
+use crate::units::{ByteCount, Epoch, Lsn};
+
+use super::{Node, frames};
+
+/// A connection that cannot be made within this time is tried again.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
+/// A secondary says within this time where it stands: it may have to end a term of its own first.
+const STANDING_PATIENCE: Duration = Duration::from_secs(15);
+/// Between two attempts, at first and at most.
+const PAUSE_MIN: Duration = Duration::from_millis(25);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Messages and bytes of one frame.
+const FRAME_MESSAGES: usize = 128;
+const FRAME_BYTES: usize = 1 << 20;
+/// Milliseconds without an answer after which a stream counts as broken, while nothing else says so.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// A stream to a node, or the attempts to have one.
+pub(super) struct Shipping {
+    epoch: Epoch,
+    peer: NodeId,
+    stopping: AtomicBool,
+    finished: AtomicBool,
+    closer: Mutex<Option<LinkCloser>>,
+    pub(super) figures: Figures,
+}
+
+/// What can be seen of a stream.
+#[derive(Default)]
+pub(super) struct Figures {
+    pub(super) state: Mutex<Seen>,
+    pub(super) shipped_bytes: AtomicU64,
+    pub(super) shipped_operations: AtomicU64,
+    /// What the present connection was asked to make durable.
+    asked_sync: AtomicU64,
+}
+
+/// How a stream stands.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen {
+    pub(super) connected: bool,
+    pub(super) compared: bool,
+    /// Blocks that are left to be compared.
+    pub(super) remaining_blocks: u64,
+    pub(super) applied: Lsn,
+    pub(super) answered_at: Duration,
+    pub(super) writable_bytes: u64,
+    pub(super) error: Option<String>,
+}
+
+impl Shipping {
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        if let Some(closer) = self.closer.lock().take() {
+            closer.close();
+        }
+    }
+
+    fn goes_on(&self, node: &Node) -> bool {
+        !self.stopping.load(Ordering::Acquire) && node.lives()
+    }
+}
+
+impl Node {
+    /// Starts the streams that are missing.
+    pub(super) fn ship_to_all(self: &Arc<Node>, epoch: Epoch) {
+        let nodes = self.parts.control.state();
+        for (peer, entry) in &nodes.nodes {
+            if *peer == self.parts.own.node || entry.kind != crate::replica::control::state::NodeKind::Data {
+                continue;
+            }
+            let mut state = self.state.lock();
+            let there = state
+                .shipping
+                .get(peer)
+                .is_some_and(|it| it.epoch == epoch && !it.finished.load(Ordering::Acquire));
+            if there || state.serving != Some(epoch) {
+                continue;
+            }
+            let shipping = Arc::new(Shipping {
+                epoch,
+                peer: *peer,
+                stopping: AtomicBool::new(false),
+                finished: AtomicBool::new(false),
+                closer: Mutex::new(None),
+                figures: Figures::default(),
+            });
+            state.shipping.insert(*peer, Arc::clone(&shipping));
+            drop(state);
+            let started = self.spawn(&format!("ship-to-{}", peer.0), move |node| node.ship(&shipping));
+            if let Err(error) = started {
+                tracing::error!("{error}");
+            }
+        }
+    }
+
+    fn ship(self: &Arc<Node>, shipping: &Arc<Shipping>) {
+        let mut pause = PAUSE_MIN;
+        while shipping.goes_on(self) && self.parts.control.state().nodes.contains_key(&shipping.peer) {
+            let before = self.now();
+            if let Err(error) = self.ship_once(shipping) {
+                let mut seen = shipping.figures.state.lock();
+                let told = seen.error.as_deref() == Some(error.what());
+                seen.connected = false;
+                seen.error = Some(error.what().to_owned());
+                drop(seen);
+                if !told && shipping.goes_on(self) {
+                    tracing::warn!("the stream to node {} broke: {error}", shipping.peer.0);
+                }
+            }
+            // One that went well for a while begins with short pauses again.
+            pause = if self.now() > before + PAUSE_MAX * 4 { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
+            let calls = self.parts.ring.calls();
+            if shipping.goes_on(self) {
+                self.parts.ring.wait(None, calls, pause);
+            }
+        }
+        shipping.figures.state.lock().connected = false;
+        shipping.finished.store(true, Ordering::Release);
+    }
+
+    fn ship_once(self: &Arc<Node>, shipping: &Arc<Shipping>) -> Result<()> {
+        let peer = shipping.peer;
+        let entry = self.parts.control.state().nodes.get(&peer).cloned();
+        let entry = entry.ok_or_else(|| Error::new(ErrorKind::NotFound, "the node was removed"))?;
+        let link = link::connect(&entry.cluster_address, &self.parts.identity, Some(peer), CONNECT_PATIENCE)?;
+        let closer = link.closer();
+        *shipping.closer.lock() = Some(link.closer());
+        if !shipping.goes_on(self) {
+            closer.close();
+        }
+        let (mut sender, mut receiver) = link.split();
+        let open = Downstream::Open { epoch: shipping.epoch, by: self.parts.own };
+        send(&mut sender, &[open.encode()])?;
+        let standing = match first_answer(&mut receiver, STANDING_PATIENCE)? {
+            Upstream::Standing(standing) if standing.by.node == peer => standing,
+            Upstream::Refused(why) => return Err(Error::new(ErrorKind::Busy, why)),
+            _ => return Err(Error::new(ErrorKind::Invalid, "it did not say where it stands")),
+        };
+        let epochs = self.state.lock().epochs.clone();
+        let parts = &self.parts;
+        let stream = Stream::open(&parts.array, &parts.store, &parts.ring, &epochs, &standing)?;
+        if stream.progress() != Progress::Prefix {
+            tracing::info!("node {} is compared: it cannot go on from where it was", peer.0);
+        }
+        {
+            let mut seen = shipping.figures.state.lock();
+            shipping.figures.asked_sync.store(0, Ordering::Release);
+            *seen = Seen { connected: true, answered_at: self.now(), ..Seen::default() };
+        }
+        let (stream, sender) = (Mutex::new(stream), Mutex::new(sender));
+        let broken: Mutex<Option<Error>> = Mutex::new(None);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                if let Err(error) = self.take_answers(shipping, &stream, &sender, &mut receiver) {
+                    broken.lock().get_or_insert(error);
+                }
+                closer.close();
+                parts.ring.call();
+            });
+            while shipping.goes_on(self) && broken.lock().is_none() {
+                if let Err(error) = self.send_some(shipping, &stream, &sender, standing.by) {
+                    broken.lock().get_or_insert(error);
+                }
+            }
+            closer.close();
+        });
+        broken.into_inner().map_or(Ok(()), Err)
+    }
+
+    /// Sends what there is, or waits a moment for more.
+    fn send_some(
+        self: &Arc<Node>,
+        shipping: &Shipping,
+        stream: &Mutex<Stream>,
+        sender: &Mutex<LinkSender>,
+        peer: Member,
+    ) -> Result<()> {
+        let calls = self.parts.ring.calls();
+        let mut bodies: Vec<Vec<u8>> = Vec::new();
+        let (sent, full, more) = {
+            let mut stream = stream.lock();
+            let mut bytes = 0;
+            while bodies.len() < FRAME_MESSAGES && bytes < FRAME_BYTES {
+                let Some(body) = stream.next_frame()? else { break };
+                bytes += body.len();
+                bodies.push(body);
+            }
+            (stream.sent(), stream.is_full(), stream.has_more())
+        };
+        let wanted = self.state.lock().sync_wanted;
+        let asked = Lsn(shipping.figures.asked_sync.load(Ordering::Acquire));
+        if wanted > asked && sent >= wanted {
+            shipping.figures.asked_sync.store(wanted.0, Ordering::Release);
+            bodies.push(Downstream::Sync(wanted).encode());
+        }
+        if !bodies.is_empty() {
+            shipping.figures.shipped_operations.fetch_add(bodies.len() as u64, Ordering::Relaxed);
+            let bytes = send(&mut sender.lock(), &bodies)?;
+            shipping.figures.shipped_bytes.fetch_add(bytes, Ordering::Relaxed);
+            return Ok(());
+        }
+        self.take_in(stream, peer);
+        if !more {
+            let behind = (!full).then_some(sent);
+            self.parts.ring.wait(behind, calls, self.parts.timing.heartbeat);
+        }
+        Ok(())
+    }
+
+    /// Asks for a node's place in the set once it holds what this one has.
+    fn take_in(self: &Arc<Node>, stream: &Mutex<Stream>, peer: Member) {
+        let caught_up = stream.lock().has_caught_up();
+        let listed = self.state.lock().role.record().names(peer);
+        if caught_up && !listed && self.is_synchronous(peer.node) {
+            self.step(Input::CaughtUp(peer));
+            self.bookmark_soon();
+        }
+    }
+
+    fn take_answers(
+        self: &Arc<Node>,
+        shipping: &Shipping,
+        stream: &Mutex<Stream>,
+        sender: &Mutex<LinkSender>,
+        receiver: &mut LinkReceiver,
+    ) -> Result<()> {
+        let peer = stream.lock().peer();
+        while shipping.goes_on(self) {
+            let Some(frame) = receiver.receive(Some(SILENCE))? else { continue };
+            let messages = decode_messages(&frame.body).filter(|_| frame.kind == frames::STREAM);
+            let messages = messages
+                .ok_or_else(|| Error::new(ErrorKind::Invalid, "it answered with what means nothing"))?;
+            for message in messages {
+                let message = Upstream::decode(message)
+                    .ok_or_else(|| Error::new(ErrorKind::Invalid, "it answered with what means nothing"))?;
+                match message {
+                    Upstream::Applied { items, applied, durable, writable_bytes } => {
+                        let (was_full, progress) = {
+                            let mut stream = stream.lock();
+                            let was_full = stream.is_full();
+                            stream.applied(items, applied);
+                            (was_full, stream.progress())
+                        };
+                        if was_full {
+                            self.parts.ring.call();
+                        }
+                        {
+                            let mut seen = shipping.figures.state.lock();
+                            seen.applied = seen.applied.max(applied);
+                            seen.answered_at = self.now();
+                            seen.writable_bytes = writable_bytes;
+                            (seen.compared, seen.remaining_blocks) = match progress {
+                                Progress::Prefix => (applied == Lsn(0), 0),
+                                Progress::Compared { remaining } => (true, remaining.0),
+                            };
+                        }
+                        if applied > Lsn(0) {
+                            self.step(Input::Applied { by: peer, epoch: shipping.epoch, applied, durable });
+                        }
+                    }
+                    Upstream::Needs { item, positions } => {
+                        let body = stream.lock().payloads(item, &positions)?;
+                        let bytes = send(&mut sender.lock(), &[body])?;
+                        shipping.figures.shipped_bytes.fetch_add(bytes, Ordering::Relaxed);
+                    }
+                    Upstream::Refused(why) => {
+                        self.step(Input::Failed(peer));
+                        return Err(Error::new(ErrorKind::Device, why));
+                    }
+                    Upstream::Standing(_) => {
+                        return Err(Error::new(ErrorKind::Invalid, "it said twice where it stands"));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that a node is behind by, as far as they are kept.
+    pub(super) fn lag_bytes(&self, shipping: &Shipping) -> ByteCount {
+        let seen = shipping.figures.state.lock().clone();
+        if seen.compared {
+            return crate::units::BlockCount(seen.remaining_blocks).bytes();
+        }
+        self.parts.ring.behind(seen.applied).0
+    }
+}
+
+fn send(sender: &mut LinkSender, bodies: &[Vec<u8>]) -> Result<u64> {
+    let lens: Vec<[u8; 4]> = bodies.iter().map(|body| crate::replica::wire::message_len(body)).collect();
+    let slices: Vec<&[u8]> =
+        lens.iter().zip(bodies).flat_map(|(len, body)| [len.as_slice(), body.as_slice()]).collect();
+    sender.send(frames::STREAM, &slices)?;
+    Ok(slices.iter().map(|slice| slice.len() as u64).sum())
+}
+
+fn first_answer(receiver: &mut LinkReceiver, patience: Duration) -> Result<Upstream> {
+    let nothing = || Error::new(ErrorKind::Unreachable, "it does not say where it stands");
+    let frame =
+        receiver.receive(Some(patience))?.filter(|frame| frame.kind == frames::STREAM).ok_or_else(nothing)?;
+    let message = decode_messages(&frame.body).and_then(|mut messages| messages.next().map(Upstream::decode));
+    message.flatten().ok_or_else(nothing)
+}
