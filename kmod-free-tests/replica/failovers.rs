@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::client::Journal;
+use crate::daemon::sinter;
 use crate::world::World;
 use crate::world::members;
 use crate::world::until;
@@ -12,6 +13,9 @@ use crate::world::until;
 const FAILOVERS: u64 = 6;
 /// Blocks of the volume that are written.
 const BLOCKS: u64 = 4000;
+
+/// Requests of a client that must not notice anything.
+const REQUESTS: u64 = 30_000;
 
 /// How a primary goes.
 #[derive(Clone, Copy, Debug)]
@@ -55,4 +59,44 @@ fn p7_what_was_acknowledged_is_there_after_every_failover() {
         journal.verify(&world.node(old).uri("disk"));
     }
     println!("{acknowledged} requests acknowledged, {unanswered} under way when a primary went");
+}
+
+/// `sinter attach`, running; ended where the test ends.
+struct Attached(std::process::Child);
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn p7_a_client_of_attach_notices_no_failover() {
+    let mut world = World::formed();
+    let socket = world.path("attached.sock");
+    let nodes = ["a", "b"].map(|name| format!("unix:{}", world.node(name).socket().display()));
+    let mut command = sinter(&world.path(""));
+    command.args(["attach", &format!("{}/disk", nodes.join(",")), "--unix"]).arg(&socket);
+    let _attached = Attached(command.spawn().unwrap());
+    until("attach serves", || socket.exists());
+    let uri = format!("nbd+unix:///disk?socket={}", socket.display());
+    let journal = Journal::new(world.path("journal"));
+    let writing = journal.write(&uri, 7, BLOCKS, Some(REQUESTS));
+    for round in 0..4 {
+        let (old, new) = if round % 2 == 0 { ("a", "b") } else { ("b", "a") };
+        std::thread::park_timeout(Duration::from_millis(300));
+        match round {
+            0 | 1 => world.take(old).kill(),
+            _ => drop(world.take(old).terminate()),
+        }
+        until("the other one serves", || members(world.url(new))["primary_serves"] == true);
+        world.restart(old);
+        world.until_in_sync(new);
+    }
+    // All requests were answered on the one connection that the client has had.
+    let ended = writing.ended();
+    assert_eq!(ended.unanswered, 0);
+    assert!(ended.acknowledged > REQUESTS * 9 / 10, "all but flushes: {ended:?}");
+    assert!(journal.verify(&uri) > 0);
 }

@@ -209,7 +209,7 @@ impl Downstream {
                 bytes.put_u16(u16::try_from(payloads.len()).expect("at most 256 blocks an operation"));
                 for payload in payloads {
                     bytes.put_u16(payload.position);
-                    operation::put_stored(&mut bytes, &payload.stored, payload.checksum);
+                    operation::put_stored(&mut bytes, &payload.stored);
                 }
             }
             Downstream::Sync(lsn) => {
@@ -250,7 +250,7 @@ impl Downstream {
             PAYLOADS => {
                 let item = ItemNumber(reader.u64()?);
                 let count = usize::from(reader.u16()?);
-                let mut payloads = Vec::with_capacity(count.min(reader.rest().len() / 12));
+                let mut payloads = Vec::with_capacity(count.min(reader.rest().len() / 4));
                 for _ in 0..count {
                     let position = reader.u16()?;
                     let (stored, checksum) = operation::take_stored(&mut reader)?;

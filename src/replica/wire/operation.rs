@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::format::bytes::{Append, Reader};
+use crate::format::checksum;
 use crate::store::{CLONES_MAX, CloneRecord, OPAQUE_BYTES_MAX};
 use crate::store::{ShippedMapping, ShippedOperation, ShippedPayload};
 use crate::units::{BlockCount, Fingerprint, Lba, ObjectNumber};
@@ -185,22 +186,22 @@ fn put_payloads(bytes: &mut Vec<u8>, mappings: &[ShippedMapping], payloads: &[u8
         let ShippedMapping::Block { payload: Some(payload), .. } = mapping else { continue };
         let from = payload.offset as usize;
         let stored = &payloads[from..from + usize::from(payload.len)];
-        put_stored(bytes, stored, payload.checksum);
+        put_stored(bytes, stored);
     }
 }
 
-/// Appends the stored bytes of one block.
-pub(super) fn put_stored(bytes: &mut Vec<u8>, stored: &[u8], checksum: u64) {
+/// Appends the stored bytes of one block. Their checksum stays behind: the link keeps them whole, and the fingerprint
+/// says whether they are the block that was named.
+pub(super) fn put_stored(bytes: &mut Vec<u8>, stored: &[u8]) {
     bytes.put_u16(u16::try_from(stored.len()).expect("at most 4,096 bytes"));
-    bytes.put_u64(checksum);
     bytes.put_slice(stored);
 }
 
-/// Reads what `put_stored` appended.
+/// Reads what `put_stored` appended; with the checksum of it.
 pub(super) fn take_stored<'a>(reader: &mut Reader<'a>) -> Option<(&'a [u8], u64)> {
     let len = usize::from(reader.u16()?);
-    let checksum = reader.u64()?;
-    Some((reader.take(len)?, checksum))
+    let stored = reader.take(len)?;
+    Some((stored, checksum(stored)))
 }
 
 fn take_payloads(reader: &mut Reader<'_>, mappings: &mut [ShippedMapping]) -> Option<Vec<u8>> {
