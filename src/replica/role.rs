@@ -373,9 +373,8 @@ impl Role {
 
     fn applied(&mut self, now: Duration, by: Member, epoch: Epoch, applied: Lsn, durable: Lsn) {
         let Some(leading) = self.leading.as_mut().filter(|leading| leading.epoch == epoch) else { return };
-        // It may have said so before its first answer to a heartbeat has come, and will not say it again.
-        let known = leading.peers.get(&by.node).map(|peer| peer.incarnation);
-        if known.is_some_and(|incarnation| incarnation != by.incarnation) {
+        if leading.peer(by).is_none() {
+            leading.keep_early(by, applied, durable);
             return;
         }
         let peer = leading.peer_mut(by, now);

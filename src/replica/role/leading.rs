@@ -33,8 +33,19 @@ pub(super) struct Leading {
     pub(super) peers: BTreeMap<NodeId, Peer>,
     /// Waited for, and to be taken in.
     pub(super) admitted: BTreeMap<NodeId, Admitted>,
+    /// What lives of nodes have said to have applied that no answer to a heartbeat has come from yet: they may never
+    /// say it again.
+    early: BTreeMap<NodeId, Early>,
     pub(super) beaten_at: Option<Duration>,
     pub(super) handing_over: Option<HandingOver>,
+}
+
+/// What a life of a node has applied and made durable, in this epoch.
+#[derive(Clone, Copy, Debug)]
+struct Early {
+    incarnation: Incarnation,
+    applied: Lsn,
+    durable: Lsn,
 }
 
 /// A node that is waited for and not in the set yet.
@@ -64,6 +75,7 @@ impl Leading {
             since: now,
             peers: BTreeMap::new(),
             admitted: BTreeMap::new(),
+            early: BTreeMap::new(),
             beaten_at: None,
             handing_over: None,
         }
@@ -89,6 +101,42 @@ impl Leading {
         if peer.incarnation != member.incarnation {
             *peer = new;
         }
+        if let Some(early) = self.early.get(&member.node).filter(|it| it.incarnation == member.incarnation) {
+            peer.applied = peer.applied.max(early.applied);
+            peer.durable = peer.durable.max(early.durable);
+            self.early.remove(&member.node);
+        }
         peer
+    }
+
+    /// Keeps what a life of a node says that is not known yet.
+    pub(super) fn keep_early(&mut self, by: Member, applied: Lsn, durable: Lsn) {
+        let new = Early { incarnation: by.incarnation, applied, durable };
+        let kept = self.early.entry(by.node).or_insert(new);
+        if kept.incarnation == by.incarnation {
+            kept.applied = kept.applied.max(applied);
+            kept.durable = kept.durable.max(durable);
+        } else {
+            *kept = new;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_new_life_says_before_it_is_heard_counts_once_it_is_and_for_no_other() {
+        let (now, life) =
+            (Duration::from_secs(1), |life| Member { node: NodeId(2), incarnation: Incarnation(life) });
+        let mut leading = Leading::of(Epoch::default(), now);
+        leading.peer_mut(life(20), now);
+        leading.keep_early(life(21), Lsn(7), Lsn(5));
+        leading.keep_early(life(21), Lsn(6), Lsn(6));
+        assert_eq!(leading.peer_mut(life(20), now).applied, Lsn(0));
+        let peer = *leading.peer_mut(life(21), now);
+        assert_eq!((peer.applied, peer.durable), (Lsn(7), Lsn(6)));
+        assert_eq!(leading.peer_mut(life(22), now).applied, Lsn(0));
     }
 }
