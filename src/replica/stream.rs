@@ -42,6 +42,9 @@ const LOOKS_MAX: usize = 64;
 const CAUGHT_UP_OPERATIONS: u64 = 1024;
 /// From so many missed payloads on they are sent unasked.
 const MISSES_MANY: u32 = 64;
+/// One missed payload is forgotten after so many items: a question holds up the stream for a round trip, a payload too many
+/// costs little.
+const FORGET_MISS_AFTER: u64 = 256;
 
 /// One stream.
 pub struct Stream {
@@ -311,7 +314,8 @@ impl Stream {
         while self.in_flight.front().is_some_and(|sent| sent.item <= items) {
             let Some(done) = self.in_flight.pop_front() else { break };
             self.in_flight_bytes -= done.bytes;
-            self.misses = self.misses.saturating_sub(1);
+            let forget = done.item.0.is_multiple_of(FORGET_MISS_AFTER);
+            self.misses = self.misses.saturating_sub(u32::from(forget));
         }
         if applied > Lsn(0) {
             // What was made durable is told by another thread, and may be older.
