@@ -61,7 +61,7 @@ impl Node {
                         if let Some(heard_at) = state.former_heard_at.take() {
                             self.counters.took_over(self.now().saturating_sub(heard_at));
                         }
-                        state.bookmark_made_at = self.now().saturating_sub(BOOKMARK_EVERY) + BOOKMARK_AFTER;
+                        state.bookmark_due_at = self.now() + BOOKMARK_AFTER;
                     }
                     drop(state);
                     self.moved.notify_all();
@@ -119,9 +119,9 @@ impl Node {
             let all = self.parts.control.state();
             let data = super::data_nodes(&all.nodes);
             let everybody = data.len() > 1 && data.iter().all(|node| record.set.contains_key(node));
-            let due = everybody && now >= state.bookmark_made_at + BOOKMARK_EVERY;
+            let due = everybody && now >= state.bookmark_due_at;
             if due {
-                state.bookmark_made_at = now;
+                state.bookmark_due_at = now + BOOKMARK_EVERY;
             }
             due
         };
@@ -173,7 +173,7 @@ impl Node {
 
     /// A node was taken in: a bookmark is due soon.
     pub(super) fn bookmark_soon(&self) {
-        let soon = self.now().saturating_sub(BOOKMARK_EVERY) + BOOKMARK_AFTER;
-        self.state.lock().bookmark_made_at = soon;
+        let soon = self.now() + BOOKMARK_AFTER;
+        self.state.lock().bookmark_due_at = soon;
     }
 }

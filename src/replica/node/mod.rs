@@ -102,7 +102,7 @@ struct State {
     /// Everything up to here is to be durable on the members.
     sync_wanted: Lsn,
     epochs: Epochs,
-    bookmark_made_at: Duration,
+    bookmark_due_at: Duration,
     /// When the former primary was heard last, while this node is to take over from it.
     former_heard_at: Option<Duration>,
 }
@@ -139,7 +139,7 @@ impl Node {
                 following: following::Following::default(),
                 sync_wanted: Lsn(0),
                 epochs: Epochs::default(),
-                bookmark_made_at: now,
+                bookmark_due_at: now,
                 former_heard_at: None,
             }),
             parts,
