@@ -71,7 +71,7 @@ pub struct Command {
 /// What a command changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
-    /// A member leaves the set; only the primary of the epoch asks for this.
+    /// A member leaves the set: the primary of the epoch asks for this, or a member that stops, for itself.
     Out(NodeId),
     /// A node that holds everything joins the set; only the primary of the epoch asks for this.
     In(Member),

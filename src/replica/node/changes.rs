@@ -135,18 +135,15 @@ impl Node {
 
     /// Makes a bookmark and, once every member has it, deletes the older ones.
     fn make_bookmark(self: &Arc<Node>) -> Result<()> {
-        use crate::array::CommitGate as _;
-        let gate = super::Gate::default();
-        gate.install(Arc::clone(self));
-        gate.admit()?;
+        self.admit()?;
         let made = self.make_bookmark_in_term();
-        gate.done();
+        self.done();
         let Some(lsn) = made? else { return Ok(()) };
         self.parts.store.make_durable(lsn.1)?;
-        gate.durable(lsn.1)?;
-        gate.admit()?;
+        self.durable(lsn.1)?;
+        self.admit()?;
         let dropped = bookmarks::drop_all_but(&self.parts.store, &[lsn.0]);
-        gate.done();
+        self.done();
         if let Some(lsn) = dropped? {
             self.parts.store.write_out(lsn)?;
         }

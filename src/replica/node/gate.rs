@@ -104,7 +104,7 @@ impl Node {
     }
 
     /// Takes a request in, or says why not. One that comes while this node is about to serve waits.
-    fn admit(&self) -> Result<()> {
+    pub(super) fn admit(&self) -> Result<()> {
         self.under_way.fetch_add(1, Ordering::AcqRel);
         let mut state = self.state.lock();
         let deadline = self.now() + HELD;
@@ -118,15 +118,21 @@ impl Node {
                 return Err(self.not_primary());
             }
             // Whoever waits holds nothing up: the term ends without it.
-            self.under_way.fetch_sub(1, Ordering::AcqRel);
+            let _ = self
+                .under_way
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| count.checked_sub(1));
             self.moved.notify_all();
             state = self.moved.wait_for(state, self.parts.timing.heartbeat);
             self.under_way.fetch_add(1, Ordering::AcqRel);
         }
     }
 
-    fn done(&self) {
-        if self.under_way.fetch_sub(1, Ordering::AcqRel) == 1 && self.state.lock().serving.is_none() {
+    pub(super) fn done(&self) {
+        // What was taken while the array stood alone ends here too, and was never counted. A count that is too low lets a
+        // term end early; what is still on its way then finds the store following, which is decided under its lock.
+        let less = |count: u64| count.checked_sub(1);
+        let before = self.under_way.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        if before == Ok(1) && self.state.lock().serving.is_none() {
             self.moved.notify_all();
         }
     }
@@ -166,7 +172,7 @@ impl Node {
         self.wait_for_others(|state| state.role.acknowledged().is_some_and(|applied| applied >= lsn))
     }
 
-    fn durable(&self, lsn: Lsn) -> Result<()> {
+    pub(super) fn durable(&self, lsn: Lsn) -> Result<()> {
         let wanted = {
             let mut state = self.state.lock();
             let wanted = lsn > state.sync_wanted;
