@@ -552,6 +552,17 @@ fn nothing_is_marked_as_unfinished() {
 }
 
 #[test]
+fn every_promise_has_tests_named_after_it() {
+    let tests: Vec<Source> =
+        all_rust().into_iter().filter(|s| s.path.starts_with("kmod-free-tests/")).collect();
+    let without: Vec<String> = (1..=7)
+        .map(|promise| format!("fn p{promise}_"))
+        .filter(|name| !tests.iter().any(|source| source.text.contains(&format!("#[test]\n{name}"))))
+        .collect();
+    assert!(without.is_empty(), "no test begins with {without:?}");
+}
+
+#[test]
 fn files_are_short_ascii_and_say_what_they_are() {
     let mut faults = Vec::new();
     for source in all_rust() {

@@ -90,12 +90,12 @@ fn astray_sweep(fault: Fault) {
 }
 
 #[test]
-fn a_lost_write_is_noticed() {
+fn p2_a_lost_write_is_noticed() {
     astray_sweep(Fault::LoseWrite);
 }
 
 #[test]
-fn a_misdirected_write_is_noticed() {
+fn p2_a_misdirected_write_is_noticed() {
     astray_sweep(Fault::MisdirectWrite);
 }
 
@@ -131,7 +131,7 @@ fn a_damaged_log_opens_at_its_last_intact_operation_when_told_to() {
 }
 
 #[test]
-fn damage_is_noticed_many_segments_before_the_batch_that_calls_it_durable() {
+fn p2_damage_is_noticed_many_segments_before_the_batch_that_calls_it_durable() {
     let (mut machine, store) = Machine::new(23, 128);
     let volume = machine.create(&store, 4096);
     machine.flush(&store).unwrap();
@@ -160,7 +160,7 @@ fn damage_is_noticed_many_segments_before_the_batch_that_calls_it_durable() {
 }
 
 #[test]
-fn writing_a_bad_block_again_heals_it_everywhere() {
+fn p2_writing_a_bad_block_again_heals_it_everywhere() {
     let (mut machine, store) = Machine::new(31, 64);
     let one = machine.create(&store, 100);
     let other = machine.create(&store, 100);
@@ -189,7 +189,7 @@ fn writing_a_bad_block_again_heals_it_everywhere() {
 }
 
 #[test]
-fn a_failed_sync_stops_writes_and_loses_nothing_that_was_flushed() {
+fn p1_a_failed_sync_stops_writes_and_loses_nothing_that_was_flushed() {
     for seed in 0..20 {
         let (mut machine, store) = Machine::filled(seed, 64);
         let volume = *machine.model.sizes.keys().next().unwrap();
@@ -217,7 +217,7 @@ fn a_failed_sync_stops_writes_and_loses_nothing_that_was_flushed() {
 }
 
 #[test]
-fn a_failed_read_is_that_requests_error_alone() {
+fn p2_a_failed_read_is_that_requests_error_alone() {
     let (machine, store) = Machine::filled(41, 64);
     store.checkpoint().unwrap();
     drop(store);
@@ -239,7 +239,7 @@ fn a_failed_read_is_that_requests_error_alone() {
 }
 
 #[test]
-fn failed_reads_of_background_work_free_nothing_that_is_needed() {
+fn p5_failed_reads_of_background_work_free_nothing_that_is_needed() {
     for seed in 0..40 {
         let (mut machine, store) = Machine::filled(seed, 64);
         drop(store);
@@ -267,7 +267,7 @@ fn failed_reads_of_background_work_free_nothing_that_is_needed() {
 }
 
 #[test]
-fn a_host_without_room_is_a_full_pool_until_it_has_room_again() {
+fn p5_a_host_without_room_is_a_full_pool_until_it_has_room_again() {
     let (mut machine, store) = Machine::filled(51, 96);
     let volume = *machine.model.sizes.keys().last().unwrap();
     let taken = machine.disk.len().0 / 3;

@@ -68,7 +68,7 @@ fn flip_one(
 }
 
 #[test]
-fn a_bit_turned_over_anywhere_is_noticed_and_costs_only_what_it_hit() {
+fn p2_a_bit_turned_over_anywhere_is_noticed_and_costs_only_what_it_hit() {
     let (machine, store) = Machine::filled(11, SEGMENTS);
     drop(store);
     let before = machine.disk.snapshot();
@@ -94,7 +94,7 @@ fn a_bit_turned_over_anywhere_is_noticed_and_costs_only_what_it_hit() {
 }
 
 #[test]
-fn metadata_of_every_kind_is_hit() {
+fn p2_metadata_of_every_kind_is_hit() {
     let (machine, store) = Machine::filled(12, SEGMENTS);
     drop(store);
     let before = machine.disk.snapshot();

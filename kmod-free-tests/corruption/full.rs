@@ -47,7 +47,7 @@ fn fill(machine: &mut Machine, store: &Store, object: ObjectNumber, numbers: &mu
 }
 
 #[test]
-fn a_full_pool_takes_writes_again_after_trims_and_deletes() {
+fn p5_a_full_pool_takes_writes_again_after_trims_and_deletes() {
     let (mut machine, store) = Machine::new(61, 96);
     let mut numbers = SeededNumbers::new(61);
     let volume = machine.create(&store, 4096);
@@ -85,7 +85,7 @@ fn a_full_pool_takes_writes_again_after_trims_and_deletes() {
 }
 
 #[test]
-fn a_pool_four_fifths_full_can_be_overwritten_again_and_again() {
+fn p5_a_pool_four_fifths_full_can_be_overwritten_again_and_again() {
     let (mut machine, store) = Machine::new(62, 128);
     let mut numbers = SeededNumbers::new(62);
     let usable = store.statistics().usable_bytes;
@@ -127,7 +127,7 @@ fn write_until_refused(
 
 /// Writes stop first, then trims that copy shared nodes, then new snapshots; deletes always go.
 #[test]
-fn a_full_pool_with_snapshots_refuses_in_order_and_recovers() {
+fn p5_a_full_pool_with_snapshots_refuses_in_order_and_recovers() {
     let (mut machine, store) = Machine::new(63, 640);
     let mut numbers = SeededNumbers::new(63);
     let mut volume = machine.create(&store, 12_000);

@@ -213,7 +213,7 @@ pub(crate) fn ship(
 }
 
 #[test]
-fn a_secondary_holds_what_the_primary_holds_through_crashes() {
+fn p7_a_secondary_holds_what_the_primary_holds_through_crashes() {
     let mut asked = 0;
     for seed in 0..12 {
         let mut numbers = SeededNumbers::new(seed);

@@ -4,6 +4,7 @@
 
 mod apply;
 mod index;
+mod opening;
 #[path = "../common/pool.rs"]
 mod pool;
 mod repair;

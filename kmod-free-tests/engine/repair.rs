@@ -149,7 +149,7 @@ fn what_is_untrue_is_counted_anew() {
 }
 
 #[test]
-fn a_rotten_block_is_lost_wherever_it_is_mapped_and_nothing_else_is() {
+fn p2_a_rotten_block_is_lost_wherever_it_is_mapped_and_nothing_else_is() {
     let pool = Pool::small(3, 400);
     let store = pool.create();
     let (one, two) = sample(&store);

@@ -297,11 +297,11 @@ fn everything_goes(run: &mut Run) {
 }
 
 #[test]
-fn a_pool_kept_nearly_full_loses_nothing() {
+fn p5_a_pool_kept_nearly_full_loses_nothing() {
     keep_nearly_full(false);
 }
 
 #[test]
-fn a_pool_kept_nearly_full_with_snapshots_loses_nothing() {
+fn p5_a_pool_kept_nearly_full_with_snapshots_loses_nothing() {
     keep_nearly_full(true);
 }

@@ -71,7 +71,7 @@ fn overwrites_and_collection_under_way_are_no_damage() {
 }
 
 #[test]
-fn a_damaged_block_is_found_and_named() {
+fn p2_a_damaged_block_is_found_and_named() {
     let mut load = small_pool(13);
     let lba = Lba(load.blocks / 2);
     let mut block = vec![0u8; BLOCK_BYTES];
@@ -90,7 +90,7 @@ fn a_damaged_block_is_found_and_named() {
 }
 
 #[test]
-fn a_page_with_a_good_copy_is_written_anew() {
+fn p2_a_page_with_a_good_copy_is_written_anew() {
     let mut load = small_pool(14);
     let key = PageKey::leaf(Table::Segments, 0);
     let copies = load.store.stored_copies(key).unwrap();

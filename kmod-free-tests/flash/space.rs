@@ -53,7 +53,7 @@ fn write_volume(load: &mut Load, object: ObjectNumber, first: u64, blocks: u64) 
 
 /// Two volumes written in turn, so that every segment holds blocks of both; one of them goes.
 #[test]
-fn an_idle_pool_gives_deleted_space_back_to_the_host() {
+fn p5_an_idle_pool_gives_deleted_space_back_to_the_host() {
     let file = PoolFile::new("delete");
     let device = Arc::new(FileDevice::create(file.path(), POOL).unwrap());
     let mut load = Load::on(device, options(SEGMENT, ByteCount(4 * MIB)), 1);
@@ -86,7 +86,7 @@ fn an_idle_pool_gives_deleted_space_back_to_the_host() {
 }
 
 #[test]
-fn trimmed_and_overwritten_space_goes_back_to_the_host() {
+fn p5_trimmed_and_overwritten_space_goes_back_to_the_host() {
     let file = PoolFile::new("trim");
     let device = Arc::new(FileDevice::create(file.path(), POOL).unwrap());
     let mut load = Load::on(device, options(SEGMENT, ByteCount(4 * MIB)), 2);
@@ -106,7 +106,7 @@ fn trimmed_and_overwritten_space_goes_back_to_the_host() {
 }
 
 #[test]
-fn a_full_pool_says_so_serves_reads_and_recovers() {
+fn p5_a_full_pool_says_so_serves_reads_and_recovers() {
     let mut load = Load::new(ByteCount(64 * MIB), options(ByteCount(128 << 10), ByteCount(MIB)), 3);
     let object = load.object;
     let mut block = vec![0u8; BLOCK_BYTES];

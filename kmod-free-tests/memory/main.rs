@@ -20,7 +20,7 @@ const FIXED_BESIDE_SMALL_REQUESTS: u64 = 20 * MIB;
 const FIXED: u64 = 64 * MIB;
 
 #[test]
-fn memory_stays_within_the_budgets_however_much_is_written() {
+fn p3_memory_stays_within_the_budgets_however_much_is_written() {
     let scratch = Scratch::new();
     let load = Load {
         metadata_mib: 1,

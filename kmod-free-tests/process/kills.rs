@@ -110,7 +110,7 @@ fn assert_intact(data: &Path) {
 }
 
 #[test]
-fn killed_daemon_keeps_everything_that_it_acknowledged() {
+fn p1_killed_daemon_keeps_everything_that_it_acknowledged() {
     let scratch = Scratch::new();
     let data = scratch.path();
     let seed = seed();

@@ -155,7 +155,7 @@ fn blocks_that_an_object_has_twice_come_free_with_it() {
 }
 
 #[test]
-fn a_clone_waits_for_no_device_whatever_the_size() {
+fn p4_a_clone_waits_for_no_device_whatever_the_size() {
     let plan = FaultPlan::new();
     let mut pool = Pool::small(2, 1600);
     pool.device = Arc::new(FaultyDisk::new("disk", ByteCount(1602 << 16), 2, Arc::clone(&plan)));
@@ -227,7 +227,7 @@ fn a_request_that_makes_no_sense_changes_nothing() {
 
 /// A large map whose every leaf holds one block is deleted while the store is opened again and again.
 #[test]
-fn a_deleted_object_is_taken_apart_in_bounded_steps_through_restarts() {
+fn p4_a_deleted_object_is_taken_apart_in_bounded_steps_through_restarts() {
     const LEAVES: u64 = 3000;
     let pool = Pool::small(4, 1600);
     let mut store = pool.create();
