@@ -157,6 +157,15 @@ fn p2_damage_is_noticed_many_segments_before_the_batch_that_calls_it_durable() {
         let (_, report) = machine.open().unwrap();
         assert!(!report.damage.is_empty(), "damage at {part}/10 of the log was taken for its end");
     }
+    // The header of a segment says where the log goes on: without it nothing leads to what lies behind.
+    let mut begun: Vec<u64> = batches.iter().map(|offset| offset / SEGMENT_BYTES * SEGMENT_BYTES).collect();
+    begun.dedup();
+    for header in &begun[1..] {
+        let machine = machine.gone_back_to(&snapshot);
+        machine.disk.flip_bit(DeviceOffset(header + 17), 2);
+        let (_, report) = machine.open().unwrap();
+        assert!(!report.damage.is_empty(), "a damaged header at {header} was taken for the end of the log");
+    }
 }
 
 #[test]

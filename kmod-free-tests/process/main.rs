@@ -9,6 +9,7 @@
 mod client;
 #[path = "../common/daemon.rs"]
 mod daemon;
+mod damage;
 mod kills;
 mod tools;
 

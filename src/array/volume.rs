@@ -413,7 +413,7 @@ impl BlockService for Volume {
     }
 
     fn read_only(&self) -> bool {
-        self.shared.access == Access::ReadOnly
+        self.shared.access == Access::ReadOnly || self.shared.backing.store.opened_damaged()
     }
 
     fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Result<bool> {

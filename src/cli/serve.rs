@@ -137,6 +137,10 @@ fn announcement(serving: &Serving) -> String {
         paths.join(", "),
         round_size(serving.capacity)
     );
+    if !serving.takes_writes {
+        text.push_str("  READ-ONLY, because it is damaged: the newest writes may be missing. `sinter status -x` says what\n");
+        text.push_str("  is lost; `sinter serve --accept-loss` goes on without it\n");
+    }
     let url = format!("http://{}", serving.rest);
     let _ = writeln!(text, "  REST  {url}");
     for endpoint in &serving.nbd {

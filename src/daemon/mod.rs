@@ -256,7 +256,13 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     background.stop();
     if report.is_some_and(|report| !report.damage.is_empty() && !accept_loss) {
         // It took no writes, so there is nothing to close; the next start shall see what this one saw.
-        return Ok(());
+        return Err(Failure::new(
+            ErrorKind::Corrupt,
+            "served read-only, because the log of the pool is damaged",
+        )
+        .hint(
+            "`sinter check` shows all that is damaged; `sinter serve --accept-loss` opens what is intact",
+        ));
     }
     manager.tell(State::Stopping("making everything durable"));
     close(&store)?;

@@ -231,6 +231,8 @@ pub(crate) struct Core {
     pub(crate) following: bool,
     /// Why writes are refused, if they are.
     pub(crate) stopped: Option<String>,
+    /// Opening found that something durable is gone: what is here is not the newest.
+    pub(crate) opened_damaged: bool,
     /// Somebody does maintenance.
     pub(crate) maintaining: bool,
     /// So many wait until it is done.

@@ -36,6 +36,13 @@ struct Run {
 }
 
 impl Store {
+    /// Whether opening found that something durable is gone, and nobody has accepted that: what is read may be older
+    /// than what was written, and no write is taken.
+    #[must_use]
+    pub fn opened_damaged(&self) -> bool {
+        self.core.lock().opened_damaged
+    }
+
     /// The newest operation that was committed.
     #[must_use]
     pub fn last_lsn(&self) -> Lsn {

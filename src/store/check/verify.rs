@@ -20,6 +20,7 @@ use super::super::Store;
 use super::super::blocks::changes::summed;
 use super::super::blocks::ids::Space;
 use super::super::map::node_page;
+use super::super::recovery::read_header;
 use super::super::run::Caller;
 use super::places::{self, Suspect};
 use super::{CheckReport, CheckedObject, FAULTS_MAX, Fault};
@@ -66,6 +67,7 @@ impl Store {
         check.node_counts()?;
         check.blocks(progress)?;
         check.segments();
+        check.segment_headers()?;
         places::find(self, &check.suspects, &mut check.report.faults);
         Ok(check.report)
     }
@@ -455,5 +457,20 @@ impl Check<'_> {
                 self.fault(format!("segment {segment} counts {counted} live bytes and has {found}"));
             }
         }
+    }
+
+    /// What a segment says of itself leads recovery along the log and collection through its batches.
+    fn segment_headers(&mut self) -> Result<()> {
+        let full = self.store.core.lock().segments.full_ones();
+        for segment in full {
+            let Some(header) = self.or_fault(read_header(self.store, segment))? else { continue };
+            if header.is_none() {
+                self.fault(format!(
+                    "the header of segment {segment} fails its check: what lies in it is found all the same, but its \
+                     room does not come back"
+                ));
+            }
+        }
+        Ok(())
     }
 }

@@ -105,6 +105,12 @@ impl SegmentTable {
         u32::try_from(self.segments.len()).expect("20 bits")
     }
 
+    /// Segments that are written to their end and hold something live.
+    pub(crate) fn full_ones(&self) -> Vec<SegmentId> {
+        let full = |segment: &Segment| segment.usage == Use::Full && segment.entry.live_bytes > 0;
+        (0..).map(SegmentId).zip(&self.segments).filter(|(_, s)| full(s)).map(|(id, _)| id).collect()
+    }
+
     /// Segments that may be taken.
     pub(crate) fn free(&self) -> usize {
         self.free_written.len() + self.free_punched.len()

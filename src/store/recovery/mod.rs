@@ -184,6 +184,7 @@ impl Store {
             being_synced: root.syncing,
             following: false,
             stopped: None,
+            opened_damaged: false,
             maintaining: false,
             waiting_for_maintenance: 0,
             faults: options.faults,

@@ -56,7 +56,11 @@ impl Store {
         store.replay(&root, &chain, &mut report)?;
         if !report.damage.is_empty() && !store.options.accept_loss {
             let why = format!("the log is damaged: {}", report.damage[0]);
-            store.core.lock().stopped = Some(why);
+            {
+                let mut core = store.core.lock();
+                core.stopped = Some(why);
+                core.opened_damaged = true;
+            }
             return Ok((store, report));
         }
         store.close_chain(&chain);

@@ -100,47 +100,72 @@ impl Walk {
     /// Searches the rest of the segment, its successor, and as far as headers of this log lead on from there, for a
     /// batch of the same incarnation that follows what the chain ended with: what it calls durable and is not there
     /// is damage, not a torn tail. Many segments may have been written between two syncs, so the batch that says so may
-    /// lie far behind. The successor is searched whatever its header says: the header may be what is damaged.
+    /// lie far behind. The successor is searched whatever its header says: the header may be what is damaged. Then
+    /// nothing leads on from there, and where there are later batches at all, every segment that was begun later is searched.
     pub(crate) fn search_behind(&self, store: &Store) -> Result<Option<BehindTheEnd>> {
-        let mut worst = self.search_segment(store, self.segment, self.offset)?;
-        let mut newest_sequence = read_header(store, self.segment)?.map_or(0, |header| header.sequence);
+        let end_sequence = read_header(store, self.segment)?.map_or(0, |header| header.sequence);
+        let mut found = self.search_segment(store, self.segment, self.offset)?;
+        let mut newest_sequence = end_sequence;
         let mut next = Some(self.successor);
         while let Some(segment) = next {
-            let found = self.search_segment(store, segment, SEGMENT_HEADER_BYTES as u32)?;
-            worst = match (worst, found) {
-                (Some(one), Some(other)) if one.durable_lsn >= other.durable_lsn => Some(one),
-                (one, other) => other.or(one),
-            };
+            found.add(self.search_segment(store, segment, SEGMENT_HEADER_BYTES as u32)?);
             // Numbers of segments only grow along a log: it cannot lead round in a circle.
             let header = self.log_header(store, segment)?.filter(|header| header.sequence > newest_sequence);
             newest_sequence = header.as_ref().map_or(newest_sequence, |header| header.sequence);
             next = header.map(|header| header.successor);
         }
-        Ok(worst)
+        if found.any_later && found.worst.is_none() {
+            // Only after a loss of power or damage: a usual end has nothing behind it, and costs no look at every segment.
+            for segment in (0..store.geometry.segments()).map(SegmentId) {
+                let header = self.log_header(store, segment)?;
+                if header.is_some_and(|header| header.sequence > end_sequence) {
+                    found.add(self.search_segment(store, segment, SEGMENT_HEADER_BYTES as u32)?);
+                }
+            }
+        }
+        Ok(found.worst)
     }
 
     /// Searches a segment from an offset on; see `search_behind`.
-    fn search_segment(&self, store: &Store, segment: SegmentId, from: u32) -> Result<Option<BehindTheEnd>> {
-        let mut worst: Option<BehindTheEnd> = None;
+    fn search_segment(&self, store: &Store, segment: SegmentId, from: u32) -> Result<Found> {
+        let mut found = Found::default();
         if store.geometry.place(segment, 0).is_none() {
-            return Ok(None);
+            return Ok(found);
         }
         let len = store.geometry.segment_bytes - from.min(store.geometry.segment_bytes);
         let mut bytes = vec![0u8; len as usize];
         store.read_location(Location { segment, offset: from, len: 1 }, &mut bytes)?;
         for start in (0..bytes.len()).step_by(crate::format::GRAIN_BYTES) {
             let Some((header, _)) = BatchHeader::peek(&bytes[start..]) else { continue };
-            let later = header.incarnation == self.incarnation
-                && header.pool == store.short_id()
-                && header.durable_lsn >= self.next_lsn;
-            if !later || Batch::decode(&bytes[start..], false).is_none() {
+            let of_this_log = header.incarnation == self.incarnation && header.pool == store.short_id();
+            let later = header.first_lsn >= self.next_lsn || header.durable_lsn >= self.next_lsn;
+            if !of_this_log || !later || Batch::decode(&bytes[start..], false).is_none() {
                 continue;
             }
-            if worst.is_none_or(|worst| worst.durable_lsn < header.durable_lsn) {
-                worst = Some(BehindTheEnd { durable_lsn: header.durable_lsn, first_lsn: header.first_lsn });
-            }
+            let worst = (header.durable_lsn >= self.next_lsn)
+                .then_some(BehindTheEnd { durable_lsn: header.durable_lsn, first_lsn: header.first_lsn });
+            found.add(Found { any_later: true, worst });
         }
-        Ok(worst)
+        Ok(found)
+    }
+}
+
+/// What lies behind the end of a chain.
+#[derive(Clone, Copy, Default)]
+struct Found {
+    /// Batches that do not follow what the chain ended with, and come after it.
+    any_later: bool,
+    /// The one of them that calls the newest operation durable which the chain does not reach.
+    worst: Option<BehindTheEnd>,
+}
+
+impl Found {
+    fn add(&mut self, other: Found) {
+        self.any_later |= other.any_later;
+        self.worst = match (self.worst, other.worst) {
+            (Some(one), Some(other)) if one.durable_lsn >= other.durable_lsn => Some(one),
+            (one, other) => other.or(one),
+        };
     }
 }
 
