@@ -282,3 +282,29 @@ fn at_the_cluster_port_a_client_shows_a_certificate_and_follows_the_primary() {
     client_of(&again).read(4096, &mut found).unwrap();
     assert_eq!(found, [2; 4096]);
 }
+
+#[test]
+fn a_primary_that_is_paused_is_left_for_the_next_one() {
+    let world = World::formed();
+    let target = format!(
+        "unix:{},unix:{}/disk",
+        world.node("a").socket().display(),
+        world.node("b").socket().display()
+    );
+    let home = world.path("client");
+    std::fs::create_dir_all(&home).unwrap();
+    let attached = Attached::start(&home, &target, &["--shared"]);
+    let mut client = client_of(&attached);
+    write(&mut client, 0, 1);
+    world.signal("a", "-STOP");
+    let clock = sinter::daemon::environment().clock;
+    let begun = clock.monotonic();
+    write(&mut client, 4096, 2);
+    client.flush().unwrap();
+    let took = clock.monotonic() - begun;
+    assert!(took < Duration::from_secs(9), "it took {took:?}");
+    world.signal("a", "-CONT");
+    world.until_in_sync("b");
+    write(&mut client, 0, 3);
+    client.flush().unwrap();
+}

@@ -27,12 +27,15 @@ struct Ending {
     boot: Option<String>,
     /// Its newest checkpoint then.
     checkpoint: CheckpointNumber,
+    /// Something that was acknowledged may have been missing already, and no client had been told.
+    lacks: bool,
 }
 
 impl Ending {
     /// Whether a pool that is found like this holds all that was acknowledged.
     fn lost_nothing(&self, pool: &str, boot: Option<&str>, found: CheckpointNumber) -> bool {
         self.pool == pool
+            && !self.lacks
             && match self.boot.as_deref() {
                 None => found == self.checkpoint,
                 Some(opened) => boot == Some(opened) && found >= self.checkpoint,
@@ -43,6 +46,7 @@ impl Ending {
 /// The file of one opening.
 pub(super) struct Endings {
     path: PathBuf,
+    boot: Option<String>,
 }
 
 impl Endings {
@@ -58,13 +62,19 @@ impl Endings {
                 ending.is_some_and(|it: Ending| it.lost_nothing(&pool, boot.as_deref(), report.checkpoint));
             store.set_may_lack(!whole || !report.damage.is_empty());
         }
-        let endings = Endings { path };
-        endings.tell(match boot {
-            Some(boot) => endings.write(store, Some(boot)),
-            // A boot that nobody can name is no other's.
-            None => remove(&endings.path),
-        });
+        let endings = Endings { path, boot };
+        endings.opened(store);
         endings
+    }
+
+    /// Notes that the pool is open, and whether it may lack something that clients have not been told of. Where they are
+    /// told later, by another node, that is noted when the pool is closed; without that the worst is assumed again.
+    pub(super) fn opened(&self, store: &Store) {
+        self.tell(match &self.boot {
+            Some(boot) => self.write(store, Some(boot.clone())),
+            // A boot that nobody can name is no other's.
+            None => remove(&self.path),
+        });
     }
 
     /// Notes that the pool was closed: everything is durable.
@@ -80,8 +90,12 @@ impl Endings {
     }
 
     fn write(&self, store: &Store, boot: Option<String>) -> std::io::Result<()> {
-        let ending =
-            Ending { pool: store.pool_id().to_string(), boot, checkpoint: store.checkpoint_number() };
+        let ending = Ending {
+            pool: store.pool_id().to_string(),
+            boot,
+            checkpoint: store.checkpoint_number(),
+            lacks: store.may_lack(),
+        };
         let new = self.path.with_extension("json.new");
         let mut file = std::fs::File::create(&new)?;
         file.write_all(&serde_json::to_vec(&ending)?)?;
@@ -110,12 +124,15 @@ mod tests {
             pool: "p".to_owned(),
             boot: boot.map(str::to_owned),
             checkpoint: at(7),
+            lacks: false,
         };
         let opened = ending(Some("b"));
         assert!(opened.lost_nothing("p", Some("b"), at(7)) && opened.lost_nothing("p", Some("b"), at(9)));
         assert!(!opened.lost_nothing("p", Some("other"), at(9)) && !opened.lost_nothing("p", None, at(9)));
         assert!(!opened.lost_nothing("q", Some("b"), at(9)), "another pool");
         assert!(!opened.lost_nothing("p", Some("b"), at(6)), "an older copy of it");
+        let lacking = Ending { lacks: true, ..ending(None) };
+        assert!(!lacking.lost_nothing("p", Some("b"), at(7)), "nobody was told");
         let closed = ending(None);
         assert!(closed.lost_nothing("p", Some("other"), at(7)) && closed.lost_nothing("p", None, at(7)));
         assert!(!closed.lost_nothing("p", Some("b"), at(8)), "it was opened elsewhere since");

@@ -197,6 +197,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     let takes_writes = accept_loss || report.as_ref().is_none_or(|report| report.damage.is_empty());
     if wish.pool.is_none() && takes_writes {
         name_history(&store, &environment)?;
+        endings.opened(&store);
     }
     let array_options =
         ArrayOptions { gate: Some(prepared.gate.clone()), ..ArrayOptions::new(config.array_name.clone()) };

@@ -179,7 +179,7 @@ impl SessionPicture {
     }
 
     fn is_before_window(&self, number: RequestNumber) -> bool {
-        number.0.saturating_add(REQUEST_WINDOW) <= self.newest.0
+        self.newest.0.saturating_sub(number.0) >= REQUEST_WINDOW
     }
 
     fn note(&mut self, origin: &Origin) {

@@ -45,6 +45,8 @@ const LOOK: Duration = Duration::from_millis(250);
 /// A connection on which requests wait and nothing comes for so long is given up; twice as long the next time, up to
 /// the greatest, because an array may be that slow. Any answer makes it the least again.
 const SILENT_MIN: Duration = Duration::from_secs(10);
+/// The least where there are other addresses: a primary that is paused or cut off has a successor soon.
+const SILENT_MIN_OF_SEVERAL: Duration = Duration::from_secs(2);
 const SILENT_MAX: Duration = Duration::from_secs(120);
 
 /// Where an array may be reached.
@@ -105,7 +107,7 @@ impl Upstream {
     fn keep(&self) -> Failure {
         let mut turn = 0;
         let mut pause = PAUSE_MIN;
-        let mut silent_max = SILENT_MIN;
+        let mut silent_max = self.silent_min();
         let mut attached = false;
         let mut away_since = self.clock.monotonic();
         let mut told = None;
@@ -159,6 +161,10 @@ impl Upstream {
         Failure::new(ErrorKind::Unreachable, "attach has ended")
     }
 
+    fn silent_min(&self) -> Duration {
+        if self.addresses.len() > 1 { SILENT_MIN_OF_SEVERAL } else { SILENT_MIN }
+    }
+
     fn connect(&self, address: &ArrayAddress) -> Result<LineReceiver> {
         let mut last = Error::new(ErrorKind::Unreachable, format!("{address} has no address"));
         if let (ArrayAddress::Cluster(address), Some(identity)) = (address, &self.identity) {
@@ -202,7 +208,7 @@ impl Upstream {
                     }
                     answers += 1;
                     heard = self.clock.monotonic();
-                    *silent_max = SILENT_MIN;
+                    *silent_max = self.silent_min();
                 }
                 Ok(None) if self.hub.under_way() == 0 => heard = self.clock.monotonic(),
                 Ok(None) => {
