@@ -54,6 +54,18 @@ number!(
     Lsn(u64)
 );
 number!(
+    /// A client whose requests outlive its connections: a number that nobody guesses.
+    SessionId(u128)
+);
+number!(
+    /// One request of a session, in the order in which they were taken.
+    RequestNumber(u64)
+);
+number!(
+    /// Which memory of sessions a node has: another one wherever it began without what was there before.
+    SessionMemory(u64)
+);
+number!(
     /// A volume or snapshot as the store knows it; never used twice.
     ObjectNumber(u64)
 );
@@ -126,6 +138,15 @@ pub struct Epoch {
     pub generation: u32,
     /// Raised at each promotion.
     pub number: u32,
+}
+
+/// A request that is carried out once, however often it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId {
+    /// Whose.
+    pub session: SessionId,
+    /// Which of its requests.
+    pub number: RequestNumber,
 }
 
 /// 128 bits of keyed BLAKE3 of an uncompressed block.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use sinter::array::SessionTerms;
 use sinter::replica::session::Losses;
 use sinter::replica::session::Options;
 use sinter::replica::session::PlantedFaults;
@@ -11,7 +12,10 @@ use sinter::replica::session::Request;
 use sinter::replica::session::RequestNumber;
 use sinter::replica::session::Session;
 use sinter::replica::session::Verdict;
+use sinter::store::REQUEST_WINDOW;
 use sinter::units::ByteCount;
+use sinter::units::SessionMemory;
+use sinter::units::Uuid;
 
 use crate::number_from_environment;
 
@@ -28,14 +32,14 @@ const STEPS_MAX: usize = 20_000;
 const HISTORIES: u64 = 3_000;
 
 /// Marsaglia's xorshift.
-struct Choices(u64);
+pub(crate) struct Choices(u64);
 
 impl Choices {
-    fn new(seed: u64) -> Choices {
+    pub(crate) fn new(seed: u64) -> Choices {
         Choices(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    pub(crate) fn below(&mut self, limit: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -67,6 +71,8 @@ struct ArrayModel {
     log: Vec<Change>,
     /// Entries that went from the log to `durable`.
     logged_before: usize,
+    /// Another one after each loss of power.
+    history: u8,
     received: Vec<Received>,
     answers: Vec<(RequestNumber, Cells)>,
 }
@@ -110,7 +116,18 @@ impl ArrayModel {
 
     fn lose_power(&mut self, choices: &mut Choices) {
         self.log.truncate(choices.below(self.log.len() + 1));
+        self.history += 1;
     }
+
+    /// It remembers nothing of sessions.
+    fn terms(&self) -> SessionTerms {
+        terms(self.history, None)
+    }
+}
+
+/// What an array says of itself.
+pub(crate) fn terms(history: u8, memory: Option<u64>) -> SessionTerms {
+    SessionTerms { history: Some(Uuid([history; 16])), memory: memory.map(SessionMemory) }
 }
 
 fn change_of(request: &Request) -> Option<Change> {
@@ -152,6 +169,7 @@ impl World {
             durable: [0; CELLS],
             log: Vec::new(),
             logged_before: 0,
+            history: 0,
             received: Vec::new(),
             answers: Vec::new(),
         };
@@ -274,7 +292,7 @@ impl World {
                 }
                 30..38 if !self.array.answers.is_empty() => self.deliver()?,
                 38 if !self.connected => {
-                    self.session.connected();
+                    self.session.connected(self.array.terms());
                     self.connected = true;
                 }
                 _ => {}
@@ -290,7 +308,7 @@ impl World {
     /// All is answered: the array holds the newest change of every cell once everything is sent again.
     fn finish(mut self) -> Result<(), String> {
         self.lose_connection(true);
-        self.session.connected();
+        self.session.connected(self.array.terms());
         loop {
             while let Some((number, request)) = self.session.next_to_send() {
                 self.array.receive(number, request);
@@ -316,7 +334,7 @@ impl World {
     }
 }
 
-fn histories() -> u64 {
+pub(crate) fn histories() -> u64 {
     number_from_environment("SINTER_ATTACH_HISTORIES").unwrap_or(HISTORIES)
 }
 
@@ -336,6 +354,7 @@ fn planted_faults_are_found() {
         PlantedFaults { resent_without_order: true, ..none },
         PlantedFaults { nothing_kept: true, ..none },
         PlantedFaults { flushed_before_resent: true, ..none },
+        PlantedFaults { history_ignored: true, ..none },
     ] {
         let mut runs = (1..=histories()).map(|seed| World::new(seed, faults).run());
         let after = runs.position(|run| run.is_err_and(|what| !what.starts_with("stuck")));
@@ -347,7 +366,7 @@ fn planted_faults_are_found() {
 fn session(shared: bool) -> Session {
     let options = Options { shared, bytes_max: ByteCount(16 << 10), faults: PlantedFaults::default() };
     let mut session = Session::new(options);
-    session.connected();
+    assert_eq!(session.connected(terms(0, Some(0))), []);
     session
 }
 
@@ -370,11 +389,11 @@ fn what_others_may_have_overwritten_is_not_sent_again_and_its_flush_fails() {
     assert_eq!(done(&mut session, Request::Flush, since), Verdict::Answer);
     // All is durable: nothing is lost with the connection.
     session.lost();
-    session.connected();
+    assert_eq!(session.connected(terms(1, Some(0))), []);
     assert_eq!(done(&mut session, Request::Flush, since), Verdict::Answer);
     assert_eq!(done(&mut session, write(0), since), Verdict::Answer);
     session.lost();
-    session.connected();
+    assert_eq!(session.connected(terms(2, Some(0))), []);
     assert_eq!(session.next_to_send(), None);
     for _ in 0..2 {
         assert_eq!(done(&mut session, Request::Flush, since), Verdict::Lost);
@@ -391,7 +410,7 @@ fn a_flush_fails_once_the_array_refuses_what_is_sent_again() {
     assert_eq!(done(&mut session, write(0), since), Verdict::Answer);
     session.lost();
     let flush = session.take(Request::Flush, since);
-    session.connected();
+    assert_eq!(session.connected(terms(1, Some(0))), []);
     let (again, _) = session.next_to_send().unwrap();
     assert_eq!(session.next_to_send(), None, "a FLUSH before what is sent again");
     assert_eq!(session.answered(again, false), Verdict::Silent);
@@ -414,7 +433,7 @@ fn what_is_kept_is_bounded_by_flushes_of_its_own() {
     }
     assert!((50..500).contains(&flushes), "{flushes}");
     session.lost();
-    session.connected();
+    assert_eq!(session.connected(terms(1, Some(0))), []);
     let again = std::iter::from_fn(|| session.next_to_send()).count();
     assert!(again <= 16, "{again}");
 }
@@ -446,4 +465,66 @@ fn answers_to_what_was_not_sent_are_known_as_such() {
     assert_eq!(session.answered(number, true), Verdict::Answer);
     assert_eq!(session.answered(number, true), Verdict::Unexpected);
     assert_eq!(session.answered(RequestNumber(99), true), Verdict::Unexpected);
+}
+
+#[test]
+fn an_array_that_says_it_has_all_is_sent_nothing_twice_and_flushes_for_others_as_well() {
+    for shared in [false, true] {
+        let mut session = session(shared);
+        let since = session.losses();
+        assert_eq!(done(&mut session, write(0), since), Verdict::Answer);
+        let unanswered = session.take(write(512), since);
+        assert_eq!(session.next_to_send().unwrap().0, unanswered);
+        session.lost();
+        assert_eq!(session.connected(terms(0, Some(0))), []);
+        assert_eq!(session.next_to_send().unwrap().0, unanswered);
+        assert_eq!(session.next_to_send(), None);
+        assert_eq!(session.answered(unanswered, true), Verdict::Answer);
+        assert_eq!(done(&mut session, Request::Flush, since), Verdict::Answer);
+        // What is durable is not missed by whoever finds another history.
+        session.lost();
+        assert_eq!(session.connected(terms(1, Some(0))), []);
+        assert_eq!(session.next_to_send(), None);
+        assert_eq!(done(&mut session, Request::Flush, since), Verdict::Answer);
+    }
+}
+
+#[test]
+fn what_others_may_have_overwritten_fails_where_the_array_does_not_remember() {
+    for (memory, fails) in [(Some(0), false), (Some(1), true), (None, true)] {
+        let mut session = session(true);
+        let since = session.losses();
+        let tried = session.take(write(0), since);
+        session.next_to_send().unwrap();
+        let overlaps = session.take(write(0), since);
+        assert_eq!(session.next_to_send(), None);
+        session.lost();
+        let failed = session.connected(terms(0, memory));
+        assert_eq!(failed, if fails { vec![tried] } else { vec![] });
+        // What was never sent can be.
+        let next = session.next_to_send().unwrap().0;
+        assert_eq!(next, if fails { overlaps } else { tried });
+        assert_eq!(session.answered(next, true), Verdict::Answer);
+        assert_eq!(session.unanswered(), usize::from(!fails));
+    }
+}
+
+#[test]
+fn no_request_is_sent_while_one_is_unanswered_that_the_array_would_forget() {
+    let options = Options { shared: true, bytes_max: ByteCount(64 << 20), faults: PlantedFaults::default() };
+    let mut session = Session::new(options);
+    session.connected(terms(0, Some(0)));
+    let first = session.take(write(0), session.losses());
+    for number in 1..2 * REQUEST_WINDOW {
+        session.take(write(number * 512), session.losses());
+    }
+    let mut sent = Vec::new();
+    while let Some((number, _)) = session.next_to_send() {
+        sent.push(number);
+    }
+    assert_eq!(sent.last(), Some(&RequestNumber(first.0 + REQUEST_WINDOW - 1)));
+    assert_eq!(session.answered(sent[1], true), Verdict::Answer);
+    assert_eq!(session.next_to_send(), None);
+    assert_eq!(session.answered(first, true), Verdict::Answer);
+    assert_eq!(session.next_to_send().unwrap().0, RequestNumber(first.0 + REQUEST_WINDOW));
 }

@@ -22,13 +22,13 @@ use crate::number_from_environment;
 const KILLS: u64 = 6;
 
 /// A running `sinter attach`.
-struct Attached {
+pub(crate) struct Attached {
     child: Child,
     socket: PathBuf,
 }
 
 impl Attached {
-    fn start(home: &Path, target: &str, more: &[&str]) -> Attached {
+    pub(crate) fn start(home: &Path, target: &str, more: &[&str]) -> Attached {
         let socket = home.join("attached.sock");
         let mut child = command(home, target, &socket, more).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
@@ -37,11 +37,15 @@ impl Attached {
         Attached { child, socket }
     }
 
-    fn uri(&self, volume: &str) -> String {
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub(crate) fn uri(&self, volume: &str) -> String {
         format!("nbd+unix:///{volume}?socket={}", self.socket.display())
     }
 
-    fn terminate(mut self) -> ExitStatus {
+    pub(crate) fn terminate(mut self) -> ExitStatus {
         signal("-TERM", self.child.id());
         self.child.wait().unwrap()
     }
@@ -54,13 +58,13 @@ impl Drop for Attached {
     }
 }
 
-fn command(home: &Path, target: &str, socket: &Path, more: &[&str]) -> Command {
+pub(crate) fn command(home: &Path, target: &str, socket: &Path, more: &[&str]) -> Command {
     let mut command = sinter(home);
     command.args(["attach", target, "--unix"]).arg(socket).args(more);
     command
 }
 
-fn signal(which: &str, pid: u32) {
+pub(crate) fn signal(which: &str, pid: u32) {
     assert!(Command::new("kill").args([which, &pid.to_string()]).status().unwrap().success());
 }
 
@@ -78,7 +82,7 @@ fn text(output: &Output) -> String {
 }
 
 /// fio through a socket, as a child.
-fn fio(uri: &str, name: &str, offset: &str, more: &[&str]) -> Child {
+pub(crate) fn fio(uri: &str, name: &str, offset: &str, more: &[&str]) -> Child {
     let mut command = Command::new("fio");
     command.args(["--thread", "--ioengine=nbd", "--bs=4k", "--size=8m", "--iodepth=16"]);
     command.args(["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--rw=randwrite"]);
@@ -88,7 +92,7 @@ fn fio(uri: &str, name: &str, offset: &str, more: &[&str]) -> Child {
 }
 
 #[track_caller]
-fn assert_done(child: Child) {
+pub(crate) fn assert_done(child: Child) {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
 }

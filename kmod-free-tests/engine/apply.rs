@@ -75,7 +75,8 @@ impl CommitSink for Shipper {
             }
             LoggedOperation::Moved { .. } => panic!("collection is no operation"),
         };
-        let shipment = Shipment { epoch: commit.epoch, lsn: commit.lsn, operation };
+        let Commit { epoch, lsn, origin, .. } = *commit;
+        let shipment = Shipment { epoch, lsn, operation, origin };
         assert!(kept.shipments.insert(commit.lsn.0, shipment).is_none());
     }
 }

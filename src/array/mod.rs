@@ -19,11 +19,13 @@ use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::format::catalog::Record;
 use crate::format::catalog::RecordKind;
+use crate::format::system::HistoryId;
 use crate::store::Environment;
 use crate::store::Store;
 use crate::sync::{Mutex, MutexGuard};
 use crate::units::ByteCount;
 use crate::units::Lsn;
+use crate::units::SessionId;
 use crate::units::Uuid;
 
 mod catalog;
@@ -68,6 +70,7 @@ pub use service::ChangeSource;
 pub use service::Commit;
 pub use service::Extent;
 pub use service::ExtentKind;
+pub use service::SessionTerms;
 pub use snapshots::GROUP_MAX;
 pub use volume::Volume;
 pub use volume::WriteReport;
@@ -182,6 +185,16 @@ impl Array {
     /// `NotPrimary`, `NoQuorum`.
     pub fn takes_clients(&self) -> Result<()> {
         self.backing.admit().map(drop)
+    }
+
+    /// What a client of this session has to know before it goes on here.
+    #[must_use]
+    pub fn session_terms(&self, session: SessionId) -> SessionTerms {
+        let history = self.store.find_object(HistoryId::of).filter(|_| !self.store.may_lack());
+        SessionTerms {
+            history: history.map(|(_, history)| history.id),
+            memory: self.store.memory_of(session),
+        }
     }
 
     /// Begins a management verb, if it is taken: no other goes on until what is returned is dropped.

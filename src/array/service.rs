@@ -1,7 +1,7 @@
 //! What an export asks of a volume.
 
 use crate::error::Result;
-use crate::units::{ByteCount, Lsn};
+use crate::units::{ByteCount, Lsn, RequestId, SessionMemory, Uuid};
 
 use super::changes::ChangedExtent;
 
@@ -9,6 +9,42 @@ use super::changes::ChangedExtent;
 /// requests and acknowledges them together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Commit(pub Lsn);
+
+/// A change of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change<'a> {
+    /// [`BlockService::write`].
+    Write {
+        /// From here on.
+        offset: u64,
+        /// Which bytes.
+        data: &'a [u8],
+    },
+    /// [`BlockService::write_zeroes`].
+    Zeroes {
+        /// From here on.
+        offset: u64,
+        /// So many bytes.
+        len: ByteCount,
+    },
+    /// [`BlockService::trim`].
+    Trim {
+        /// From here on.
+        offset: u64,
+        /// So many bytes.
+        len: ByteCount,
+    },
+}
+
+/// What a client that goes on with its requests has to know of the array that it has come (back) to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SessionTerms {
+    /// Another one whenever acknowledged changes may have been lost; `None` where nobody can tell.
+    pub history: Option<Uuid>,
+    /// Another one wherever it is not known what was done of the session's requests before; `None` where that is not
+    /// known now.
+    pub memory: Option<SessionMemory>,
+}
 
 /// What a stretch of a volume holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +126,19 @@ pub trait BlockService: Send + Sync {
     /// # Errors
     /// As `write`.
     fn trim(&self, offset: u64, len: ByteCount) -> Result<Commit>;
+
+    /// Carries out what has not been done of a change yet: it may have been sent before, on this node or on another
+    /// that was the primary then. A service that does not remember that does all of it.
+    ///
+    /// # Errors
+    /// As `write`.
+    fn change_once(&self, _request: RequestId, change: Change<'_>) -> Result<Commit> {
+        match change {
+            Change::Write { offset, data } => self.write(offset, data),
+            Change::Zeroes { offset, len } => self.write_zeroes(offset, len),
+            Change::Trim { offset, len } => self.trim(offset, len),
+        }
+    }
 
     /// Hands everything up to `commit` to the operating system: the death of the process no longer
     /// loses it. One call serves a whole group of requests.

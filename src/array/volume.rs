@@ -14,6 +14,8 @@ use crate::error::ErrorKind;
 use crate::error::Result;
 use crate::store::ChangedRun;
 use crate::store::MappingKind;
+use crate::store::Part;
+use crate::store::Progress;
 use crate::store::WriteOutcome;
 use crate::units::BLOCK_BYTES;
 use crate::units::BlockCount;
@@ -21,6 +23,7 @@ use crate::units::ByteCount;
 use crate::units::Lba;
 use crate::units::Lsn;
 use crate::units::ObjectNumber;
+use crate::units::RequestId;
 use crate::units::Uuid;
 
 use super::catalog::no_snapshot;
@@ -31,6 +34,7 @@ use super::info::VolumeState;
 use super::range_lock::RangeLock;
 use super::range_lock::Turn;
 use super::service::BlockService;
+use super::service::Change;
 use super::service::Commit;
 use super::service::Extent;
 use super::service::ExtentKind;
@@ -203,84 +207,121 @@ impl SharedVolume {
     }
 
     /// What the edge's block holds once `part` is in it.
-    fn changed_block(&self, edge: Option<Edge>, part: Part<'_>) -> Result<Option<(Lba, [u8; BLOCK_BYTES])>> {
+    fn changed_block(&self, edge: Option<Edge>, part: Edit<'_>) -> Result<Option<(Lba, [u8; BLOCK_BYTES])>> {
         let Some(edge) = edge else { return Ok(None) };
         let mut block = [0u8; BLOCK_BYTES];
         self.backing.store.read(self.number, edge.lba, &mut block, true)?;
         let place = &mut block[edge.from..edge.from + edge.len];
         match part {
-            Part::Bytes(bytes) => place.copy_from_slice(bytes),
-            Part::Zeros => place.fill(0),
+            Edit::Bytes(bytes) => place.copy_from_slice(bytes),
+            Edit::Zeros => place.fill(0),
         }
         Ok(Some((edge.lba, block)))
     }
 
-    fn write_block(&self, changed: Option<(Lba, [u8; BLOCK_BYTES])>) -> Result<WriteReport> {
+    fn write_block(
+        &self,
+        changed: Option<(Lba, [u8; BLOCK_BYTES])>,
+        part: Option<&Part>,
+    ) -> Result<WriteReport> {
         match changed {
-            Some((lba, block)) => Ok(self.backing.store.write(self.number, lba, &block)?.into()),
+            Some((lba, block)) => Ok(self.backing.store.write_part(self.number, lba, &block, part)?.into()),
             None => Ok(WriteReport::default()),
         }
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> Result<WriteReport> {
-        let len = data.len() as u64;
+    /// How much of a request has been done before, in bytes; `None` where that is all of it. The caller has been
+    /// admitted, so that nothing of the request is done elsewhere meanwhile.
+    fn done_before(&self, request: Option<RequestId>) -> Option<u64> {
+        let progress = request.map(|request| self.backing.store.progress_of(request));
+        match progress.unwrap_or(Progress::Through(ByteCount(0))) {
+            Progress::Through(done) => Some(done.0),
+            Progress::Done => None,
+        }
+    }
+
+    /// What may be answered once all is applied everywhere that is applied here: for what was done before.
+    fn newest(&self) -> Commit {
+        Commit(self.backing.store.last_lsn())
+    }
+
+    fn write(&self, offset: u64, data: &[u8], request: Option<RequestId>) -> Result<WriteReport> {
         self.check_writable()?;
-        self.check(offset, len)?;
+        self.check(offset, data.len() as u64)?;
         if data.is_empty() {
             return Ok(WriteReport::default());
         }
         let _admission = self.backing.admit()?;
-        let split = Split::of(offset, len);
+        let before = self.done_before(request).filter(|before| *before < data.len() as u64);
+        let Some(before) = before else {
+            return Ok(WriteReport { commit: self.newest(), ..WriteReport::default() });
+        };
+        let data = &data[usize::try_from(before).unwrap_or(data.len())..];
+        let len = data.len() as u64;
+        let split = Split::of(offset + before, len);
         let (head, rest) = data.split_at(split.head_len());
         let (whole, tail) = rest.split_at(rest.len() - split.tail_len());
         let _turn = self.ranges.take_turn(&split);
         // Both edges are read before anything is written: a damaged one changes nothing.
-        let head = self.changed_block(split.head, Part::Bytes(head))?;
-        let tail = self.changed_block(split.tail, Part::Bytes(tail))?;
-        let mut report = self.write_block(head)?;
+        let head = self.changed_block(split.head, Edit::Bytes(head))?;
+        let tail = self.changed_block(split.tail, Edit::Bytes(tail))?;
+        let steps = Steps::of(request, before, &split);
+        let mut report = self.write_block(head, steps.head.as_ref())?;
         if !whole.is_empty() {
-            report = report.and(self.backing.store.write(self.number, split.first, whole)?.into());
+            let written =
+                self.backing.store.write_part(self.number, split.first, whole, steps.whole.as_ref())?;
+            report = report.and(written.into());
         }
-        report = report.and(self.write_block(tail)?);
+        report = report.and(self.write_block(tail, steps.tail.as_ref())?);
         self.write_ops.fetch_add(1, Ordering::Relaxed);
         self.write_bytes.fetch_add(len, Ordering::Relaxed);
         Ok(report)
     }
 
-    fn write_zeroes(&self, offset: u64, len: ByteCount) -> Result<Commit> {
+    fn write_zeroes(&self, offset: u64, len: ByteCount, request: Option<RequestId>) -> Result<Commit> {
         self.check_writable()?;
         self.check(offset, len.0)?;
         if len.0 == 0 {
             return Ok(Commit::default());
         }
         let _admission = self.backing.admit()?;
-        let split = Split::of(offset, len.0);
+        let Some(before) = self.done_before(request).filter(|before| *before < len.0) else {
+            return Ok(self.newest());
+        };
+        let split = Split::of(offset + before, len.0 - before);
         let _turn = self.ranges.take_turn(&split);
-        let head = self.changed_block(split.head, Part::Zeros)?;
-        let tail = self.changed_block(split.tail, Part::Zeros)?;
-        let mut newest = self.write_block(head)?.commit;
-        newest = newest.max(Commit(self.zero_whole(&split)?));
-        newest = newest.max(self.write_block(tail)?.commit);
+        let head = self.changed_block(split.head, Edit::Zeros)?;
+        let tail = self.changed_block(split.tail, Edit::Zeros)?;
+        let steps = Steps::of(request, before, &split);
+        let mut newest = self.write_block(head, steps.head.as_ref())?.commit;
+        newest = newest.max(Commit(self.zero_whole(&split, steps.whole.as_ref())?));
+        newest = newest.max(self.write_block(tail, steps.tail.as_ref())?.commit);
         Ok(newest)
     }
 
-    fn trim(&self, offset: u64, len: ByteCount) -> Result<Commit> {
+    fn trim(&self, offset: u64, len: ByteCount, request: Option<RequestId>) -> Result<Commit> {
         self.check_writable()?;
         self.check(offset, len.0)?;
-        let split = Split { head: None, tail: None, ..Split::of(offset, len.0) };
-        if split.whole.0 == 0 {
+        let whole = |split| Split { head: None, tail: None, ..split };
+        if whole(Split::of(offset, len.0)).whole.0 == 0 {
             return Ok(Commit::default());
         }
         let _admission = self.backing.admit()?;
+        let Some(before) = self.done_before(request).filter(|before| *before < len.0) else {
+            return Ok(self.newest());
+        };
+        let all = Split::of(offset + before, len.0 - before);
+        let split = whole(all);
         let _turn = self.ranges.take_turn(&split);
-        Ok(Commit(self.zero_whole(&split)?))
+        let steps = Steps::of(request, before + all.head_len() as u64, &split);
+        Ok(Commit(self.zero_whole(&split, steps.whole.as_ref())?))
     }
 
-    fn zero_whole(&self, split: &Split) -> Result<Lsn> {
+    fn zero_whole(&self, split: &Split, part: Option<&Part>) -> Result<Lsn> {
         if split.whole.0 == 0 {
             return Ok(Lsn::default());
         }
-        self.backing.store.zero(self.number, split.first, split.whole)
+        self.backing.store.zero_part(self.number, split.first, split.whole, part)
     }
 
     fn block_status(&self, offset: u64, len: ByteCount, extents_max: usize) -> Result<Vec<Extent>> {
@@ -318,9 +359,32 @@ impl SharedVolume {
 }
 
 /// What goes into a part of a block.
-enum Part<'a> {
+enum Edit<'a> {
     Bytes(&'a [u8]),
     Zeros,
+}
+
+/// What each piece of a split range does of a request, in the order in which they are carried out.
+#[derive(Default)]
+struct Steps {
+    head: Option<Part>,
+    whole: Option<Part>,
+    tail: Option<Part>,
+}
+
+impl Steps {
+    /// For a range whose first byte is that at `before` of the request, and whose last is its last.
+    fn of(request: Option<RequestId>, before: u64, split: &Split) -> Steps {
+        let Some(request) = request else { return Steps::default() };
+        let step = |before, last| Some(Part { request, before: ByteCount(before), last });
+        let (has_whole, has_tail) = (split.whole.0 > 0, split.tail.is_some());
+        let first = before + split.head_len() as u64;
+        Steps {
+            head: step(before, !has_whole && !has_tail),
+            whole: step(first, !has_tail),
+            tail: step(first + split.whole.bytes().0, true),
+        }
+    }
 }
 
 /// How a write went.
@@ -395,7 +459,7 @@ impl Volume {
     /// # Errors
     /// As [`BlockService::write`].
     pub fn write_reported(&self, offset: u64, data: &[u8]) -> Result<WriteReport> {
-        self.shared.unless_deleted(self.shared.write(offset, data))
+        self.shared.unless_deleted(self.shared.write(offset, data, None))
     }
 }
 
@@ -433,11 +497,20 @@ impl BlockService for Volume {
     }
 
     fn write_zeroes(&self, offset: u64, len: ByteCount) -> Result<Commit> {
-        self.shared.unless_deleted(self.shared.write_zeroes(offset, len))
+        self.shared.unless_deleted(self.shared.write_zeroes(offset, len, None))
     }
 
     fn trim(&self, offset: u64, len: ByteCount) -> Result<Commit> {
-        self.shared.unless_deleted(self.shared.trim(offset, len))
+        self.shared.unless_deleted(self.shared.trim(offset, len, None))
+    }
+
+    fn change_once(&self, request: RequestId, change: Change<'_>) -> Result<Commit> {
+        let (shared, request) = (&self.shared, Some(request));
+        shared.unless_deleted(match change {
+            Change::Write { offset, data } => shared.write(offset, data, request).map(|report| report.commit),
+            Change::Zeroes { offset, len } => shared.write_zeroes(offset, len, request),
+            Change::Trim { offset, len } => shared.trim(offset, len, request),
+        })
     }
 
     fn is_deleted(&self) -> bool {

@@ -17,7 +17,8 @@ use crate::daemon::quantity::show_size;
 #[derive(Debug, Args)]
 #[group(skip)]
 pub struct Attach {
-    /// NBD addresses of the array's nodes, HOST:PORT or unix:PATH, and the volume (or VOLUME@SNAPSHOT)
+    /// Addresses of the array's nodes and the volume (or VOLUME@SNAPSHOT): HOST:PORT or unix:PATH for NBD as it is,
+    /// cluster:HOST:PORT for the cluster's port, where both ends show certificates
     #[arg(value_name = "ARRAY_ADDR[,ARRAY_ADDR...]/VOLUME", value_parser = target)]
     target: Target,
     /// The socket that local clients connect to; only this user may
@@ -27,6 +28,12 @@ pub struct Attach {
     /// flushes of clients that had unflushed writes fail
     #[arg(long)]
     shared: bool,
+    /// The directory of this machine's certificate, for the cluster's port [default: client in the data directory]
+    #[arg(long, value_name = "DIR")]
+    identity: Option<PathBuf>,
+    /// A token of `sinter cluster token --client`, or @FILE: for a certificate, where there is none yet
+    #[arg(long, value_name = "TOKEN_OR_@FILE")]
+    token: Option<String>,
     /// End with an error, also for the clients, when the array cannot be reached for so long [default: never]
     #[arg(long, value_name = "SECONDS")]
     give_up_after: Option<u32>,
@@ -49,6 +56,8 @@ pub fn run(attach: Attach) -> Outcome {
         volume: attach.target.volume,
         socket: attach.unix,
         shared: attach.shared,
+        identity: attach.identity,
+        token: attach.token,
         give_up_after: attach.give_up_after.map(|seconds| Duration::from_secs(u64::from(seconds))),
     };
     attach::attach(options, |attached| {
@@ -75,11 +84,17 @@ fn address(text: &str) -> Result<ArrayAddress, String> {
     if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
         return Ok(ArrayAddress::Unix(PathBuf::from(path)));
     }
+    if let Some(rest) = text.strip_prefix("cluster:") {
+        return match address(rest) {
+            Ok(ArrayAddress::Tcp(address)) => Ok(ArrayAddress::Cluster(address)),
+            _ => Err(format!("'{text}' is no address: it is written cluster:HOST:PORT")),
+        };
+    }
     let port =
         text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
     match port {
         Some(Ok(_)) => Ok(ArrayAddress::Tcp(text.to_owned())),
-        _ => Err(format!("'{text}' is no address: it is written HOST:PORT or unix:PATH")),
+        _ => Err(format!("'{text}' is no address: it is written HOST:PORT, unix:PATH or cluster:HOST:PORT")),
     }
 }
 
@@ -95,6 +110,14 @@ mod tests {
         assert_eq!(both.volume, "demo@monday");
         let unix = target("unix:/run/sinter/nbd.sock,host:1/demo").unwrap();
         assert_eq!(unix.addresses, [ArrayAddress::Unix("/run/sinter/nbd.sock".into()), tcp("host:1")]);
+        let secure = target("cluster:10.0.0.1:7000,cluster:[::1]:7001/demo").unwrap().addresses;
+        let cluster = |text: &str| ArrayAddress::Cluster(text.to_owned());
+        assert_eq!(secure, [cluster("10.0.0.1:7000"), cluster("[::1]:7001")]);
+        for wrong in
+            ["cluster:/demo", "cluster:host/demo", "cluster:cluster:a:1/demo", "cluster:unix:/x/demo"]
+        {
+            assert!(target(wrong).is_err(), "{wrong}");
+        }
         for wrong in
             ["demo", "host:1/", "/demo", "host/demo", "host:x/demo", ":1/demo", "a:1,/demo", "unix:/demo"]
         {

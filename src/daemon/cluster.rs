@@ -123,7 +123,11 @@ pub(super) fn join(
     Ok(PoolWish { pool: joined.pool, anew: true })
 }
 
-fn read_token(text: &str) -> Outcome<Token> {
+/// A token, or the one in the file behind `@`.
+///
+/// # Errors
+/// `Invalid`.
+pub(super) fn read_token(text: &str) -> Outcome<Token> {
     let read = match text.strip_prefix('@') {
         Some(path) => std::fs::read_to_string(path).map_err(|error| {
             Failure::from(Error::caused(ErrorKind::Invalid, format!("reading the token in {path}"), error))

@@ -38,6 +38,7 @@ use crate::array::rules;
 use crate::daemon::background::Background;
 use crate::daemon::config::Config;
 use crate::daemon::config::UnixEndpoint;
+use crate::daemon::endings::Endings;
 use crate::daemon::failure::ExitStatus;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
@@ -57,6 +58,7 @@ use crate::daemon::system::SystemRandom;
 use crate::daemon::uri::NbdEndpoint;
 use crate::error::Error;
 use crate::error::ErrorKind;
+use crate::replica::history::begin as begin_history;
 use crate::store::Environment;
 use crate::store::OpenReport;
 use crate::store::Store;
@@ -67,6 +69,7 @@ pub mod attach;
 mod background;
 mod cluster;
 pub mod config;
+mod endings;
 pub mod failure;
 mod history;
 pub mod keys;
@@ -190,6 +193,12 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
         wish.pool.as_ref().map(|pool| &pool.identity),
         wish.anew,
     )?;
+    let endings = Endings::begin(&data_directory, &store, report.as_ref());
+    let takes_writes = accept_loss || report.as_ref().is_none_or(|report| report.damage.is_empty());
+    if wish.pool.is_none() && takes_writes {
+        name_history(&store, &environment)?;
+        endings.opened(&store);
+    }
     let array_options =
         ArrayOptions { gate: Some(prepared.gate.clone()), ..ArrayOptions::new(config.array_name.clone()) };
     let array = Array::new(store.clone(), array_options, environment.clone())?;
@@ -266,8 +275,16 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     }
     manager.tell(State::Stopping("making everything durable"));
     close(&store)?;
+    endings.closed(&store);
     tracing::info!("stopped: everything is durable");
     Ok(())
+}
+
+/// Sees to it that the history of an array that stands alone has a name, and another one after a loss. In a cluster
+/// that is for the primary to do.
+fn name_history(store: &Store, environment: &Environment) -> Outcome {
+    let named = begin_history(store, store.position().0, None, &*environment.random)?;
+    Ok(named.map_or(Ok(()), |lsn| store.make_durable(lsn))?)
 }
 
 /// Takes mounts away, stops accepting, and lets the requests under way be answered.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::array::Array;
 use crate::array::BlockService;
 use crate::array::ChangeSource;
+use crate::array::SessionTerms;
 use crate::array::SnapshotWhich;
 use crate::daemon::config::Config;
 use crate::daemon::failure::Failure;
@@ -25,6 +26,7 @@ use crate::export::nbd::PassOn;
 use crate::export::nbd::Server;
 use crate::export::nbd::ServerOptions;
 use crate::export::nbd::check_socket_path;
+use crate::units::SessionId;
 
 /// How long requests in flight may take to finish when the daemon stops.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -154,6 +156,10 @@ impl ExportSource for Volumes {
     fn open(&self, name: &str) -> Result<Arc<dyn BlockService>> {
         self.array.takes_clients()?;
         Ok(self.array.open(name)?)
+    }
+
+    fn session_terms(&self, session: SessionId) -> SessionTerms {
+        self.array.session_terms(session)
     }
 
     fn snapshots(&self, export: &str) -> Vec<String> {

@@ -51,3 +51,9 @@ impl RandomSource for SystemRandom {
         getrandom::fill(bytes).expect("a system without random bytes cannot make keys or ids");
     }
 }
+
+/// What names this run of the machine's kernel, if it says so.
+pub(super) fn boot_id() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(text.trim().to_owned()).filter(|id| !id.is_empty())
+}

@@ -27,6 +27,8 @@ pub enum SystemPurpose {
     Bookmark,
     /// Its body is a [`KeptObjects`].
     KeptObjects,
+    /// Its body is a [`HistoryId`].
+    HistoryId,
 }
 
 impl SystemPurpose {
@@ -35,13 +37,18 @@ impl SystemPurpose {
             SystemPurpose::EpochHistory => 1,
             SystemPurpose::Bookmark => 2,
             SystemPurpose::KeptObjects => 3,
+            SystemPurpose::HistoryId => 4,
         }
     }
 
     fn from_code(code: u8) -> Option<SystemPurpose> {
-        [SystemPurpose::EpochHistory, SystemPurpose::Bookmark, SystemPurpose::KeptObjects]
-            .into_iter()
-            .find(|known| known.code() == code)
+        let known = [
+            SystemPurpose::EpochHistory,
+            SystemPurpose::Bookmark,
+            SystemPurpose::KeptObjects,
+            SystemPurpose::HistoryId,
+        ];
+        known.into_iter().find(|known| known.code() == code)
     }
 }
 
@@ -240,6 +247,41 @@ impl Bookmark {
     }
 }
 
+/// Names the run of acknowledged operations that the array holds: another one is drawn when some of them may have been
+/// lost. Id (16), generation (4) and number (4) of the term in which it was drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryId {
+    /// The name.
+    pub id: Uuid,
+    /// When it was drawn.
+    pub since: Epoch,
+}
+
+impl HistoryId {
+    /// The record that holds it.
+    #[must_use]
+    pub fn record(&self) -> SystemRecord {
+        let mut body = Vec::with_capacity(24);
+        body.put_slice(&self.id.0);
+        body.put_u32(self.since.generation);
+        body.put_u32(self.since.number);
+        SystemRecord { purpose: SystemPurpose::HistoryId, body }
+    }
+
+    /// Reads an object's opaque bytes; `None` where they are anything else.
+    #[must_use]
+    pub fn of(opaque: &[u8]) -> Option<HistoryId> {
+        let record = SystemRecord::decode(opaque).ok()?;
+        if record.purpose != SystemPurpose::HistoryId {
+            return None;
+        }
+        let mut reader = Reader::new(&record.body);
+        let id = Uuid(reader.array()?);
+        let since = Epoch { generation: reader.u32()?, number: reader.u32()? };
+        reader.rest().is_empty().then_some(HistoryId { id, since })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::collection::vec;
@@ -283,6 +325,17 @@ mod tests {
             prop_assert_eq!(Bookmark::decode(&record.body), Some(bookmark));
             prop_assert_eq!(Bookmark::decode(&record.body[1..]), None);
         }
+    }
+
+    #[test]
+    fn the_name_of_a_history_reads_back() {
+        let named = HistoryId { id: Uuid([7; 16]), since: Epoch { generation: 1, number: 2 } };
+        let bytes = named.record().encode().unwrap();
+        assert_eq!(bytes, [&[1, 3, 4][..], &[7; 16], &[1, 0, 0, 0, 2, 0, 0, 0]].concat());
+        assert_eq!(HistoryId::of(&bytes), Some(named));
+        assert_eq!(HistoryId::of(&bytes[..26]), None);
+        assert_eq!(HistoryId::of(&[bytes.as_slice(), &[0]].concat()), None);
+        assert_eq!(HistoryId::of(&KeptObjects::default().record().encode().unwrap()), None);
     }
 
     #[test]

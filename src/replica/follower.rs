@@ -192,6 +192,7 @@ impl Follower {
             Downstream::GoOn if matches!(self.mode, Mode::Opened) => self.mode = Mode::Prefix,
             Downstream::Anew if matches!(self.mode, Mode::Opened) => {
                 self.ring.mute();
+                self.store.forget_sessions();
                 self.store.begin_sync()?;
                 self.mode = Mode::Named(BTreeMap::new());
             }
@@ -205,16 +206,14 @@ impl Follower {
                 };
                 self.begin_objects(named)?;
             }
-            Downstream::Operation { epoch, lsn, operation } => {
-                let shipment = Shipment { epoch, lsn, operation };
+            Downstream::Operation(shipment) => {
                 let applied = match self.mode {
                     Mode::Prefix => self.store.apply(&shipment)?,
                     Mode::Compared => self.store.apply_local(&shipment.operation)?,
                     _ => return Err(out_of_turn("an operation")),
                 };
                 if let Applied::NeedsPayloads(positions) = applied {
-                    let Shipment { epoch, lsn, operation } = shipment;
-                    return Ok(Some((Downstream::Operation { epoch, lsn, operation }, narrow(positions))));
+                    return Ok(Some((Downstream::Operation(shipment), narrow(positions))));
                 }
             }
             Downstream::Piece(operation) => {
@@ -231,6 +230,9 @@ impl Follower {
                 self.ring.listen_from(position.lsn);
                 self.mode = Mode::Prefix;
                 self.durable = position.lsn;
+            }
+            Downstream::Sessions(picture) if matches!(self.mode, Mode::Prefix) => {
+                self.store.adopt_sessions(picture);
             }
             _ => return Err(out_of_turn("a message")),
         }
@@ -314,7 +316,7 @@ impl Follower {
 
 /// Adds payloads to an operation.
 fn bring(message: &mut Downstream, brought: &[BroughtPayload]) -> Option<()> {
-    let (Downstream::Operation { operation, .. } | Downstream::Piece(operation)) = message else {
+    let (Downstream::Operation(Shipment { operation, .. }) | Downstream::Piece(operation)) = message else {
         return None;
     };
     let ShippedOperation::Write { mappings, payloads, .. } = operation else { return None };

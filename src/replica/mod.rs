@@ -14,6 +14,7 @@ pub mod control;
 pub mod decisions;
 pub mod epochs;
 pub mod follower;
+pub mod history;
 pub mod identity;
 pub mod lag;
 pub mod link;

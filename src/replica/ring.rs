@@ -191,7 +191,8 @@ impl CommitSink for Ring {
                 }
                 _ => 0,
             };
-        let shipment = Shipment { epoch: commit.epoch, lsn: commit.lsn, operation };
+        let Commit { epoch, lsn, origin, .. } = *commit;
+        let shipment = Shipment { epoch, lsn, operation, origin };
         state.entries.push_back((Arc::new(shipment), bytes));
         state.bytes += bytes;
         state.last = commit.lsn;

@@ -1,11 +1,12 @@
 //! The requests of clients that outlive their connection to the array: a machine of state and input.
 //!
-//! `attach` takes requests from local clients and sends them on one connection to the array. When that is lost, all
-//! that the array may have forgotten is sent again on the next one: requests without an answer, and *kept* ones,
-//! changes that were acknowledged but are not known to be durable (an array that lost power may be without them). The
-//! client hears of each request once.
+//! `attach` takes requests from local clients and sends them on one connection to the array. When that is lost, requests
+//! without an answer are sent again on the next one. They are numbered, and an array that remembers the session carries
+//! out what it has not done yet of each. By the *history* that it names on each connection the array says whether all
+//! that it acknowledged is there. Where it may not be, *kept* requests are sent again too: changes that were
+//! acknowledged and are not known to be durable. The client hears of each request once.
 //!
-//! Why that is right for a single writer:
+//! Why that is right for a single writer, even where the array remembers nothing of it:
 //!
 //! - *Order.* Requests are sent in the order in which they were taken, on every connection anew, and nothing is sent
 //!   that overlaps a change under way: it waits, and all behind it. So although the array executes the requests of one
@@ -23,15 +24,25 @@
 //! - *One connection at a time.* Requests that the array still had in its hands on the connection before could be executed
 //!   late, over newer ones. The array ends them before it lets the next connection of the same session begin.
 //!
-//! Where others write as well (*shared*), an acknowledged change may not be sent again: it would undo theirs. Then a
-//! loss while there are unflushed changes is a *loss of data* as far as anyone can tell, and FLUSH fails for every client
-//! that was there, for as long as it stays. The same holds where the array refuses what is sent again.
+//! Where others write as well (*shared*), an acknowledged change may not be sent again: it would undo theirs. Then
+//! another history while there are unflushed changes is a *loss of data* as far as anyone can tell, and FLUSH fails for
+//! every client that was there, for as long as it stays. The same holds where the array refuses what is sent again. An
+//! unanswered change may be sent again only to an array with the same *memory*: any other may have carried it out
+//! without knowing, and somebody may have written over it since. Such a change fails.
+//!
+//! The array remembers requests in a window. So a request is sent only while those far enough before it have been
+//! answered.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::array::SessionTerms;
+use crate::store::REQUEST_WINDOW;
 use crate::units::ByteCount;
+
+pub use crate::units::RequestNumber;
 
 /// What a request counts for beside its bytes: it bounds the number of requests as well.
 const REQUEST_BYTES: u64 = 512;
@@ -45,6 +56,10 @@ pub struct PlantedFaults {
     pub nothing_kept: bool,
     /// FLUSH does not wait for what is sent again.
     pub flushed_before_resent: bool,
+    /// Every history is taken for the same.
+    pub history_ignored: bool,
+    /// Every memory is taken for the same.
+    pub memory_ignored: bool,
 }
 
 /// What a session may do.
@@ -57,10 +72,6 @@ pub struct Options {
     /// Faults; none outside of tests.
     pub faults: PlantedFaults,
 }
-
-/// One request of a session, in the order in which they were taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RequestNumber(pub u64);
 
 /// How often data of the session was lost. A client remembers it from its beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -169,6 +180,8 @@ struct Entry {
     answered: bool,
     /// Of the client, when it began.
     since: Losses,
+    /// It was sent once: it may have been carried out.
+    tried: bool,
 }
 
 impl Entry {
@@ -183,6 +196,8 @@ impl Entry {
 pub struct Session {
     options: Options,
     connected: bool,
+    /// What the array said on the newest connection.
+    terms: SessionTerms,
     last: RequestNumber,
     entries: BTreeMap<RequestNumber, Entry>,
     /// To be sent, in this order.
@@ -190,12 +205,12 @@ pub struct Session {
     /// Changes that were sent and not answered on this connection: beginnings and ends. They never overlap.
     changing: BTreeMap<u64, u64>,
     /// Requests under way on this connection, and how many of them are kept changes.
-    under_way: usize,
+    under_way: BTreeSet<RequestNumber>,
     resending: usize,
     /// Changes that were answered so far, and up to which one all are durable.
     changes: u64,
     durable: u64,
-    /// Kept changes by their number in the order of answers on this connection.
+    /// Kept changes that are in place, by their number in the order of answers.
     in_place: BTreeMap<u64, RequestNumber>,
     unanswered_cost: u64,
     kept_cost: u64,
@@ -211,11 +226,12 @@ impl Session {
         Session {
             options,
             connected: false,
+            terms: SessionTerms::default(),
             last: RequestNumber(0),
             entries: BTreeMap::new(),
             queue: VecDeque::new(),
             changing: BTreeMap::new(),
-            under_way: 0,
+            under_way: BTreeSet::new(),
             resending: 0,
             changes: 0,
             durable: 0,
@@ -243,7 +259,7 @@ impl Session {
     /// Requests that were sent and wait for an answer.
     #[must_use]
     pub fn under_way(&self) -> usize {
-        self.under_way
+        self.under_way.len()
     }
 
     /// Requests of clients without an answer.
@@ -260,19 +276,66 @@ impl Session {
 
     fn enter(&mut self, request: Request, since: Losses, answered: bool) -> RequestNumber {
         self.last.0 += 1;
-        self.entries.insert(self.last, Entry { request, place: Place::Waiting, answered, since });
+        self.entries
+            .insert(self.last, Entry { request, place: Place::Waiting, answered, since, tried: false });
         self.queue.push_back(self.last);
         self.last
     }
 
-    /// There is a connection, on which nothing was sent yet.
-    pub fn connected(&mut self) {
+    /// There is a connection, on which nothing was sent yet, to an array that says this of itself. Changes that may
+    /// have been carried out, and must not be sent to it again, have failed: these, in order.
+    pub fn connected(&mut self, terms: SessionTerms) -> Vec<RequestNumber> {
+        let faults = self.options.faults;
+        let known = std::mem::replace(&mut self.terms, terms);
         self.connected = true;
+        if !faults.history_ignored && (terms.history.is_none() || terms.history != known.history) {
+            self.may_be_gone();
+        }
+        let remembers = terms.memory.is_some() && terms.memory == known.memory;
+        if !self.options.shared || remembers || faults.memory_ignored {
+            return Vec::new();
+        }
+        let unknown = |entry: &Entry| entry.tried && !entry.answered && entry.request.is_change();
+        let failed: Vec<RequestNumber> =
+            self.entries.iter().filter(|(_, entry)| unknown(entry)).map(|(number, _)| *number).collect();
+        for number in &failed {
+            if let Some(entry) = self.entries.remove(number) {
+                self.unanswered_cost -= entry.request.cost();
+            }
+        }
+        self.queue.retain(|number| self.entries.contains_key(number));
+        failed
+    }
+
+    /// The array may be without changes that it acknowledged and has not made durable.
+    fn may_be_gone(&mut self) {
+        if self.options.shared && self.changes > self.durable {
+            self.losses.0 += 1;
+            self.durable = self.changes;
+        }
+        self.in_place.clear();
+        for entry in self.entries.values_mut() {
+            entry.place = Place::Waiting;
+        }
+        self.queue_what_waits();
+    }
+
+    fn queue_what_waits(&mut self) {
+        let waiting = self.entries.iter().filter(|(_, entry)| entry.place == Place::Waiting);
+        self.queue = waiting.map(|(number, _)| *number).collect();
+        if self.options.faults.resent_without_order {
+            let (kept, others): (Vec<_>, Vec<_>) =
+                self.queue.drain(..).partition(|number| self.entries[number].is_kept());
+            self.queue = kept.into_iter().rev().chain(others).collect();
+        }
     }
 
     /// The next request to be sent, if there is one that may be sent now. It counts as sent.
     pub fn next_to_send(&mut self) -> Option<(RequestNumber, Request)> {
         let number = *self.queue.front().filter(|_| self.connected)?;
+        if self.under_way.first().is_some_and(|oldest| number.0.saturating_sub(oldest.0) >= REQUEST_WINDOW) {
+            return None;
+        }
         let entry = self.entries.get_mut(&number)?;
         let faults = self.options.faults;
         match entry.request.range() {
@@ -287,7 +350,8 @@ impl Session {
         }
         self.queue.pop_front();
         entry.place = Place::Sent { covers: self.changes };
-        self.under_way += 1;
+        entry.tried = true;
+        self.under_way.insert(number);
         if let Some((start, end)) = entry.request.range().filter(|_| entry.request.is_change()) {
             self.changing.insert(start, end);
             self.resending += usize::from(entry.answered);
@@ -300,7 +364,7 @@ impl Session {
     pub fn answered(&mut self, number: RequestNumber, succeeded: bool) -> Verdict {
         let Some(entry) = self.entries.get_mut(&number) else { return Verdict::Unexpected };
         let Place::Sent { covers } = entry.place else { return Verdict::Unexpected };
-        self.under_way -= 1;
+        self.under_way.remove(&number);
         let was_answered = std::mem::replace(&mut entry.answered, true);
         let cost = entry.request.cost();
         if !was_answered {
@@ -373,32 +437,23 @@ impl Session {
         }
     }
 
-    /// The connection is lost: what it may have taken with it waits for the next one.
+    /// The connection is lost: what was under way on it waits for the next one.
     pub fn lost(&mut self) {
         self.connected = false;
-        if self.options.shared && self.changes > self.durable {
-            self.losses.0 += 1;
-            self.durable = self.changes;
-        }
         self.changing.clear();
-        self.in_place.clear();
-        self.under_way = 0;
+        self.under_way.clear();
         self.resending = 0;
-        for entry in self.entries.values_mut() {
+        for entry in self.entries.values_mut().filter(|entry| matches!(entry.place, Place::Sent { .. })) {
             entry.place = Place::Waiting;
         }
-        self.queue = self.entries.keys().copied().collect();
-        if self.options.faults.resent_without_order {
-            let (kept, others): (Vec<_>, Vec<_>) =
-                self.queue.drain(..).partition(|number| self.entries[number].is_kept());
-            self.queue = kept.into_iter().rev().chain(others).collect();
-        }
+        self.queue_what_waits();
     }
 
     /// Gives up: the requests of clients that will never be answered.
     pub fn give_up(&mut self) -> Vec<RequestNumber> {
         self.lost();
         self.queue.clear();
+        self.in_place.clear();
         let entries = std::mem::take(&mut self.entries);
         (self.unanswered_cost, self.kept_cost) = (0, 0);
         entries.into_iter().filter(|(_, entry)| !entry.answered).map(|(number, _)| number).collect()

@@ -16,7 +16,9 @@ use std::sync::Arc;
 
 use crate::array::Array;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{MappingKind, Shipment, ShippedMapping, ShippedOperation, ShippedPayload, Store};
+use crate::store::{
+    MappingKind, SessionsPicture, Shipment, ShippedMapping, ShippedOperation, ShippedPayload, Store,
+};
 use crate::sync::Mutex;
 use crate::units::{BlockCount, Lba, Lsn, ObjectNumber};
 
@@ -65,6 +67,20 @@ pub struct Stream {
     misses: u32,
     /// Bytes given out since the stream was opened.
     sent_bytes: u64,
+    sessions: Handing,
+}
+
+/// How far the secondary has been told what is remembered of sessions. It may not be taken in before it has applied
+/// that: whoever is promoted must know what has been done.
+enum Handing {
+    /// It is yet to be told: once it is no longer compared.
+    Due,
+    /// It is told at the place behind this operation, as it was there.
+    Placed(Lsn, SessionsPicture),
+    /// This item tells it.
+    Sent(ItemNumber),
+    /// It knows.
+    Done,
 }
 
 /// An item that the secondary has not answered for.
@@ -150,6 +166,7 @@ impl Stream {
             applied: None,
             misses: 0,
             sent_bytes: 0,
+            sessions: Handing::Due,
         };
         let position = standing.position;
         if position.lsn > Lsn(0) && !epochs.knows(position.epoch) && !standing.syncing {
@@ -232,6 +249,7 @@ impl Stream {
     pub fn has_caught_up(&self) -> bool {
         let behind = |applied: Lsn| self.ring.last().0.saturating_sub(applied.0);
         self.comparison.is_none()
+            && matches!(self.sessions, Handing::Done)
             && self.applied.is_some_and(|applied| behind(applied) < CAUGHT_UP_OPERATIONS)
     }
 
@@ -246,6 +264,11 @@ impl Stream {
         }
         if let Some(message) = self.first.pop_front() {
             return Ok(Some(self.give_out(&message.encode(), What::Nothing)));
+        }
+        if self.comparison.is_none()
+            && let Some(body) = self.hand_sessions()
+        {
+            return Ok(Some(body));
         }
         let sent = self.sent.lsn;
         let comparison = self.comparison.as_mut();
@@ -292,6 +315,22 @@ impl Stream {
         self.in_flight_bytes >= IN_FLIGHT_BYTES_MAX || self.in_flight.len() >= IN_FLIGHT_ITEMS_MAX
     }
 
+    /// What is remembered of sessions, where it is due and this is its place.
+    fn hand_sessions(&mut self) -> Option<Vec<u8>> {
+        if matches!(self.sessions, Handing::Due) {
+            let (lsn, picture) = self.store.sessions();
+            self.sessions = Handing::Placed(lsn, picture);
+        }
+        let Handing::Placed(lsn, picture) = &self.sessions else { return None };
+        if *lsn > self.sent.lsn {
+            return None;
+        }
+        let body = Downstream::Sessions(picture.clone()).encode();
+        let body = self.give_out(&body, What::Nothing);
+        self.sessions = Handing::Sent(self.items);
+        Some(body)
+    }
+
     fn operation(&mut self, shipment: Arc<Shipment>) -> Result<Vec<u8>> {
         self.sent = Position { epoch: shipment.epoch, lsn: shipment.lsn };
         if let Some(comparison) = &mut self.comparison {
@@ -316,6 +355,9 @@ impl Stream {
             self.in_flight_bytes -= done.bytes;
             let forget = done.item.0.is_multiple_of(FORGET_MISS_AFTER);
             self.misses = self.misses.saturating_sub(u32::from(forget));
+        }
+        if matches!(self.sessions, Handing::Sent(item) if item <= items) {
+            self.sessions = Handing::Done;
         }
         if applied > Lsn(0) {
             // What was made durable is told by another thread, and may be older.

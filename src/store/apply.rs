@@ -22,6 +22,7 @@ use super::fingerprint::fingerprint;
 use super::operation::Claim;
 use super::reduce::decompress;
 use super::run::Caller;
+use super::sessions::Origin;
 
 /// Most blocks of one operation.
 pub(super) const MAPPINGS_MAX: usize = 256;
@@ -35,15 +36,27 @@ pub struct Shipment {
     pub lsn: Lsn,
     /// What it does.
     pub operation: ShippedOperation,
+    /// What it does for a request that is carried out once.
+    pub origin: Option<Origin>,
 }
 
 /// Under which number an operation is committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Turn {
-    /// That which it was given elsewhere.
-    Shipped(Epoch, Lsn),
+    /// That which it was given elsewhere, for this request.
+    Shipped(Epoch, Lsn, Option<Origin>),
     /// Whichever is next here.
     Own,
+}
+
+impl Turn {
+    /// What is remembered of requests is remembered with their numbers.
+    fn origin(self) -> Option<Origin> {
+        match self {
+            Turn::Shipped(_, _, origin) => origin,
+            Turn::Own => None,
+        }
+    }
 }
 
 /// What an operation does, without any name that only one node knows.
@@ -160,7 +173,7 @@ impl Store {
         if let Some(known) = self.core.lock().known_already(shipment.epoch, shipment.lsn)? {
             return Ok(Applied::UpTo(known));
         }
-        self.apply_in_turn(Turn::Shipped(shipment.epoch, shipment.lsn), &shipment.operation)
+        self.apply_in_turn(Turn::Shipped(shipment.epoch, shipment.lsn, shipment.origin), &shipment.operation)
     }
 
     /// Does what another node has done as an operation of this store's own: the next one, in its present term. Objects
@@ -171,7 +184,7 @@ impl Store {
     /// As `apply`, but that no number and no term is wrong; `Exists` for an object that is to be made and is there.
     pub fn apply_local(&self, operation: &ShippedOperation) -> Result<Applied> {
         if let ShippedOperation::Zero { object, first, count } = operation {
-            self.zero_if(*object, *first, *count, |_| Ok(()))?;
+            self.zero_if(*object, *first, *count, None, |_| Ok(()))?;
             return Ok(Applied::UpTo(self.last_lsn()));
         }
         if let ShippedOperation::Write { object, first, mappings, payloads } = operation
@@ -246,7 +259,7 @@ impl Store {
                 let claim = Claim::of_zero(&needs);
                 core.check_room(&needs, 0, claim)?;
                 core.prepare_log(operation.encode(0).len(), claim.segments_kept(&self.geometry))?;
-                self.enter(core, &operation, &prepared, &Arc::default(), Vec::new);
+                self.enter(core, &operation, &prepared, &Arc::default(), turn.origin(), Vec::new);
                 Ok(())
             })
         })
@@ -270,7 +283,7 @@ impl Store {
             let applied = self.run(Caller::Request, |core| {
                 let mut there = true;
                 let applied = core.in_its_turn(turn, |core| {
-                    there = self.commit_write(core, object, first, &reduction)?.is_some();
+                    there = self.commit_write(core, object, first, &reduction, turn.origin())?.is_some();
                     Ok(())
                 })?;
                 Ok(there.then_some(applied))
@@ -408,7 +421,7 @@ impl Core {
         turn: Turn,
         commit: impl FnOnce(&mut Core) -> Result<(), Stall>,
     ) -> Result<Applied, Stall> {
-        if let Turn::Shipped(epoch, lsn) = turn {
+        if let Turn::Shipped(epoch, lsn, _) = turn {
             if let Some(known) = self.known_already(epoch, lsn)? {
                 return Ok(Applied::UpTo(known));
             }

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::batch::{FRAME_HEADER_BYTES, LoggedOperation, MAPPING_RECORD_BYTES_MAX, MappingRecord};
 use crate::format::page::BlockEntry;
 use crate::format::{checksum, to_grain};
-use crate::units::{BLOCK_BYTES, BlockCount, BlockId, Fingerprint, Lba, Lsn, ObjectNumber};
+use crate::units::{BLOCK_BYTES, BlockCount, BlockId, ByteCount, Fingerprint, Lba, Lsn, ObjectNumber};
 
 use super::Store;
 use super::blocks::ids::Space;
@@ -21,6 +21,7 @@ use super::operation::{Claim, PayloadPlace, Prepared};
 use super::options::Commit;
 use super::reduce::{Shape, compress, shape};
 use super::run::Caller;
+use super::sessions::{Origin, Part};
 
 /// How one write went, summed over its blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,6 +109,21 @@ impl Store {
     /// `Invalid`, `NotFound`, `NoSpace`, `Stopped`, `Corrupt`, `Device`. After an error a part of the blocks, from
     /// the first on, may have been written.
     pub fn write(&self, object: ObjectNumber, first: Lba, data: &[u8]) -> Result<WriteOutcome> {
+        self.write_part(object, first, data, None)
+    }
+
+    /// As `write`, for a part of a request whose progress is remembered: each of its operations says how far it has
+    /// come.
+    ///
+    /// # Errors
+    /// As `write`.
+    pub fn write_part(
+        &self,
+        object: ObjectNumber,
+        first: Lba,
+        data: &[u8],
+        part: Option<&Part>,
+    ) -> Result<WriteOutcome> {
         if data.is_empty() || !data.len().is_multiple_of(BLOCK_BYTES) {
             let what = format!("{} bytes are no whole number of blocks", data.len());
             return Err(Error::new(ErrorKind::Invalid, what));
@@ -116,27 +132,36 @@ impl Store {
         let mut lba = first;
         for chunk in data.chunks(self.geometry.operation_blocks * BLOCK_BYTES) {
             let count = (chunk.len() / BLOCK_BYTES) as u64;
-            let part = self.write_operation(object, lba, chunk)?;
-            outcome.add(&part);
             lba = lba.plus(count);
+            let done = BlockCount(lba.0 - first.0).bytes();
+            let origin = part.map(|part| part.origin(done, ByteCount(data.len() as u64)));
+            let begin = Lba(lba.0 - count);
+            outcome.add(&self.write_operation(object, begin, chunk, origin)?);
         }
         Ok(outcome)
     }
 
-    fn write_operation(&self, object: ObjectNumber, first: Lba, data: &[u8]) -> Result<WriteOutcome> {
+    fn write_operation(
+        &self,
+        object: ObjectNumber,
+        first: Lba,
+        data: &[u8],
+        origin: Option<Origin>,
+    ) -> Result<WriteOutcome> {
         let mut probing = true;
         loop {
             let reduction = self.reduce(data, probing)?;
             if reduction.blocks.iter().all(|block| matches!(block, Reduced::Zero)) {
                 let count = BlockCount(reduction.blocks.len() as u64);
-                let lsn = self.zero(object, first, count)?;
+                let part = origin.map(|origin| Part::ending_at(origin, count));
+                let lsn = self.zero_part(object, first, count, part.as_ref())?;
                 let zero_blocks = u32::try_from(count.0).expect("at most 256");
                 self.core.lock().counters.zero_blocks += count.0;
                 return Ok(WriteOutcome { lsn, zero_blocks, ..WriteOutcome::default() });
             }
             let committed = self.run(Caller::Request, |core| {
                 core.leads()?;
-                self.commit_write(core, object, first, &reduction)
+                self.commit_write(core, object, first, &reduction, origin)
             })?;
             if let Some(outcome) = committed {
                 return Ok(outcome);
@@ -200,6 +225,7 @@ impl Store {
         object: ObjectNumber,
         first: Lba,
         reduction: &Reduction,
+        origin: Option<Origin>,
     ) -> Result<Option<WriteOutcome>, Stall> {
         core.writable()?;
         let stored = reduction.blocks.iter().filter(|block| matches!(block, Reduced::Stored { .. })).count();
@@ -218,7 +244,7 @@ impl Store {
             core.take_id(Space::Blocks);
         }
         let outcome =
-            self.enter(core, &operation, &prepared, &reduction.payload, || reduction.fingerprints());
+            self.enter(core, &operation, &prepared, &reduction.payload, origin, || reduction.fingerprints());
         let LoggedOperation::Write { mappings, .. } = &operation else { return Ok(None) };
         core.heat.note(object, first, mappings.len() as u64, core.counters.unique_blocks);
         Ok(Some(self.account(core, mappings, outcome, reduction.blocks.len())))
@@ -286,14 +312,18 @@ impl Store {
         operation: &LoggedOperation,
         prepared: &Prepared,
         payload: &Arc<Vec<u8>>,
+        origin: Option<Origin>,
         fingerprints: impl FnOnce() -> Vec<Fingerprint>,
     ) -> Lsn {
         let records = operation.encode(payload.len());
         let (lsn, segment, offset) = core.append_to_log(records, Arc::clone(payload));
         core.apply_operation(operation, prepared, PayloadPlace { segment, offset });
+        if let Some(origin) = &origin {
+            core.sessions.note(origin);
+        }
         if let Some(sink) = self.options.sink.as_ref().filter(|sink| sink.listens()) {
             let (epoch, fingerprints) = (core.log.epoch, fingerprints());
-            sink.committed(&Commit { epoch, lsn, operation, fingerprints: &fingerprints, payload });
+            sink.committed(&Commit { epoch, lsn, operation, fingerprints: &fingerprints, payload, origin });
         }
         lsn
     }
@@ -331,7 +361,22 @@ impl Store {
     /// # Errors
     /// As `write`.
     pub fn zero(&self, object: ObjectNumber, first: Lba, count: BlockCount) -> Result<Lsn> {
-        self.zero_if(object, first, count, Core::leads)
+        self.zero_part(object, first, count, None)
+    }
+
+    /// As `zero`, for a part of a request whose progress is remembered. Blocks that are holes already take no
+    /// operation, and nothing is remembered of them: making them holes once more undoes nothing that anybody has seen.
+    ///
+    /// # Errors
+    /// As `write`.
+    pub fn zero_part(
+        &self,
+        object: ObjectNumber,
+        first: Lba,
+        count: BlockCount,
+        part: Option<&Part>,
+    ) -> Result<Lsn> {
+        self.zero_if(object, first, count, part, Core::leads)
     }
 
     /// As `zero`, each of its operations under a condition.
@@ -340,6 +385,7 @@ impl Store {
         object: ObjectNumber,
         first: Lba,
         count: BlockCount,
+        part: Option<&Part>,
         condition: impl Fn(&Core) -> Result<()>,
     ) -> Result<Lsn> {
         let mut done = 0;
@@ -362,7 +408,9 @@ impl Store {
                 let covered = plan.covered;
                 let operation =
                     LoggedOperation::Zero { object, first: first.plus(done), count: BlockCount(covered) };
-                let lsn = self.enter(core, &operation, &prepared, &Arc::default(), Vec::new);
+                let end = BlockCount(done + covered).bytes();
+                let origin = part.map(|part| part.origin(end, count.bytes()));
+                let lsn = self.enter(core, &operation, &prepared, &Arc::default(), origin, Vec::new);
                 Ok((lsn, covered))
             })?;
             last = last.max(lsn);

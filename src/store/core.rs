@@ -21,6 +21,7 @@ use super::log::appender::Appender;
 use super::log::open_log::OpenLog;
 use super::log::segments::SegmentTable;
 use super::map::borrow::Borrowers;
+use super::sessions::Sessions;
 use super::table::cache::Cache;
 
 /// What an attempt under the lock is short of.
@@ -225,6 +226,10 @@ pub(crate) struct Core {
     pub(crate) rebuild: Rebuild,
     /// Blocks whose stored bytes have failed their check.
     pub(crate) bad_blocks: BTreeSet<u64>,
+    /// What has been done of requests that may be sent again.
+    pub(crate) sessions: Sessions,
+    /// Something that was acknowledged may be missing, and clients do not know of it yet.
+    pub(crate) may_lack: bool,
     /// The pool is marked as one that is being brought up to what others hold.
     pub(crate) being_synced: bool,
     /// What is committed comes from another node alone.

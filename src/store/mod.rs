@@ -32,6 +32,7 @@ mod resync;
 mod root;
 mod run;
 mod scrub;
+mod sessions;
 mod shipping;
 mod statistics;
 mod table;
@@ -59,6 +60,10 @@ pub use self::options::{
 pub use self::probe::{DeviceContent, probe, wrong_version};
 pub use self::read::{MappedRun, MappingKind};
 pub use self::scrub::{ScrubState, ScrubStatus};
+pub use self::sessions::{
+    Origin, PARTS_MAX, Part, Progress, REQUEST_WINDOW, SESSIONS_MAX, SessionPicture, Sessions,
+    SessionsPicture,
+};
 pub use self::statistics::{CarriedFigures, CollectionState, StoreStatistics};
 pub use self::walk::{OccupiedWalk, ReclaimWalk, Reclaimable};
 pub use crate::format::objects::OPAQUE_BYTES_MAX;

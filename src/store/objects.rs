@@ -130,6 +130,6 @@ impl Store {
         };
         core.check_room(&needs, frame_len as u64, claim)?;
         core.prepare_log(frame_len, claim.segments_kept(&self.geometry))?;
-        Ok(self.enter(core, operation, &prepared, &Arc::default(), Vec::new))
+        Ok(self.enter(core, operation, &prepared, &Arc::default(), None, Vec::new))
     }
 }

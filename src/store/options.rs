@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use crate::format::batch::LoggedOperation;
 use crate::sync::{Clock, RandomSource};
-use crate::units::{BlockCount, ByteCount, Epoch, Fingerprint, Lsn, ObjectNumber, Uuid};
+use crate::units::{BlockCount, ByteCount, CheckpointNumber, Epoch, Fingerprint, Lsn, ObjectNumber, Uuid};
 
 use super::core::PlantedFaults;
+use super::sessions::Origin;
 
 /// Clock and random source.
 #[derive(Clone)]
@@ -43,6 +44,8 @@ pub struct Commit<'a> {
     pub fingerprints: &'a [Fingerprint],
     /// Its payloads, each padded to 16 bytes.
     pub payload: &'a Arc<Vec<u8>>,
+    /// What it does for a request that is carried out once.
+    pub origin: Option<Origin>,
 }
 
 /// What the pools of one array have in common on all nodes, and where one of them stands.
@@ -128,6 +131,8 @@ pub struct OpenReport {
     pub log_bytes: u64,
     /// The last operation that is there.
     pub last_lsn: Lsn,
+    /// The checkpoint that the opening began from.
+    pub checkpoint: CheckpointNumber,
     /// What is damaged; with any of it the pool takes no writes.
     pub damage: Vec<String>,
     /// Whether the last stop was a clean one: nothing had to be replayed.

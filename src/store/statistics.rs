@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Result;
 use crate::format::root::LifetimeCounters;
-use crate::units::{BLOCK_BYTES, BlockCount, ByteCount, ObjectNumber};
+use crate::units::{BLOCK_BYTES, BlockCount, ByteCount, CheckpointNumber, ObjectNumber};
 
 use super::Store;
 use super::geometry::FRAME_BYTES;
@@ -296,6 +296,19 @@ impl Store {
                 opaque: slot.opaque.clone(),
             })
             .collect())
+    }
+
+    /// The first object found whose opaque bytes are such ones.
+    #[must_use]
+    pub fn find_object<T>(&self, is: impl Fn(&[u8]) -> Option<T>) -> Option<(ObjectNumber, T)> {
+        let core = self.core.lock();
+        core.objects.iter().find_map(|slot| Some((slot.number, is(&slot.opaque)?)))
+    }
+
+    /// The newest durable checkpoint.
+    #[must_use]
+    pub fn checkpoint_number(&self) -> CheckpointNumber {
+        self.core.lock().checkpoint
     }
 
     /// Size of a segment.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::array::SessionTerms;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::error::Result;
@@ -33,6 +34,9 @@ const BATCH_BYTES: usize = 1 << 20;
 /// What is said of requests that a FLUSH should have made durable.
 const LOST: &str = "writes that were acknowledged may be lost: the array was away before they were flushed";
 
+/// What is said of changes that were not answered, and cannot be sent again.
+const UNKNOWN: &str = "the array was away and does not remember whether this was written";
+
 /// What the array says of the volume in each handshake.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Export {
@@ -44,6 +48,8 @@ pub(super) struct Export {
     pub(super) payload_max: u32,
     /// Whether it tells where data is.
     pub(super) has_status: bool,
+    /// What is to be known of it before requests are sent again.
+    pub(super) terms: SessionTerms,
 }
 
 /// The session, its connection if there is one, and those who wait.
@@ -214,8 +220,14 @@ impl Hub {
         state.sender = Some(line.sender);
         state.connection += 1;
         state.export = export;
-        state.session.connected();
+        let failed = state.session.connected(export.terms);
+        let failed: Vec<Waiting> = failed.iter().filter_map(|number| state.waiting.remove(number)).collect();
+        drop(state);
         self.to_send.notify_one();
+        self.room.notify_all();
+        for waiting in failed {
+            waiting.ticket.answer(Err((ErrorKind::Device, UNKNOWN.to_owned())));
+        }
         Ok(line.receiver)
     }
 

@@ -7,6 +7,7 @@
 
 mod events;
 mod hub;
+mod secure;
 mod service;
 mod upstream;
 
@@ -66,6 +67,10 @@ pub struct AttachOptions {
     pub socket: PathBuf,
     /// Others write to the volume, too.
     pub shared: bool,
+    /// Where the certificate of this machine is, if not at the default place.
+    pub identity: Option<PathBuf>,
+    /// A token, or `@FILE` that holds one: for a certificate, where there is none yet.
+    pub token: Option<String>,
     /// How long the array may be away; for ever, where there is no limit.
     pub give_up_after: Option<Duration>,
 }
@@ -94,6 +99,11 @@ pub fn attach(options: AttachOptions, announce: impl FnOnce(&AttachedTo)) -> Out
     let signals = Signals::new([SIGTERM, SIGINT])
         .map_err(|error| Error::caused(ErrorKind::Device, "catching signals", error))?;
     check_socket(&options.socket)?;
+    let secure = options.addresses.iter().any(|address| matches!(address, ArrayAddress::Cluster(_)));
+    let identity = match secure {
+        true => Some(secure::identity(options.identity, options.token.as_deref(), &*environment.random)?),
+        false => None,
+    };
     let mut session = [0; 16];
     environment.random.fill(&mut session);
     let hub = Arc::new(Hub::new(options.shared));
@@ -101,6 +111,7 @@ pub fn attach(options: AttachOptions, announce: impl FnOnce(&AttachedTo)) -> Out
     hear(signals, &events)?;
     let upstream = Upstream {
         addresses: options.addresses,
+        identity,
         volume: options.volume.clone(),
         session: SessionId::from_random(session),
         give_up_after: options.give_up_after,

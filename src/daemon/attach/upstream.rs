@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::events::Events;
 use super::hub::Export;
 use super::hub::Hub;
+use super::secure;
 use crate::daemon::failure::Failure;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -18,6 +19,7 @@ use crate::export::nbd::dial::Address;
 use crate::export::nbd::dial::Patience;
 use crate::export::nbd::line::LineReceiver;
 use crate::export::nbd::wire::options::SessionId;
+use crate::replica::identity::NodeIdentity;
 use crate::sync::Clock;
 
 /// Between two rounds through all addresses: at first, and at most.
@@ -43,6 +45,8 @@ const LOOK: Duration = Duration::from_millis(250);
 /// A connection on which requests wait and nothing comes for so long is given up; twice as long the next time, up to
 /// the greatest, because an array may be that slow. Any answer makes it the least again.
 const SILENT_MIN: Duration = Duration::from_secs(10);
+/// The least where there are other addresses: a primary that is paused or cut off has a successor soon.
+const SILENT_MIN_OF_SEVERAL: Duration = Duration::from_secs(2);
 const SILENT_MAX: Duration = Duration::from_secs(120);
 
 /// Where an array may be reached.
@@ -52,12 +56,15 @@ pub enum ArrayAddress {
     Tcp(String),
     /// A Unix socket.
     Unix(PathBuf),
+    /// The cluster's port of a node.
+    Cluster(String),
 }
 
 impl fmt::Display for ArrayAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ArrayAddress::Tcp(address) => f.write_str(address),
+            ArrayAddress::Cluster(address) => write!(f, "cluster:{address}"),
             ArrayAddress::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -67,7 +74,7 @@ impl ArrayAddress {
     fn resolve(&self) -> Result<Vec<Address>> {
         let address = match self {
             ArrayAddress::Unix(path) => return Ok(vec![Address::Unix(path.clone())]),
-            ArrayAddress::Tcp(address) => address,
+            ArrayAddress::Tcp(address) | ArrayAddress::Cluster(address) => address,
         };
         let found = address.to_socket_addrs().map_err(|error| {
             Error::caused(ErrorKind::Unreachable, format!("cannot find {address}"), error)
@@ -79,6 +86,8 @@ impl ArrayAddress {
 /// What the connection is made to, and by whom.
 pub(super) struct Upstream {
     pub(super) addresses: Vec<ArrayAddress>,
+    /// Who this machine is at the cluster's port, where one of them is that.
+    pub(super) identity: Option<NodeIdentity>,
     pub(super) volume: String,
     pub(super) session: SessionId,
     pub(super) give_up_after: Option<Duration>,
@@ -98,7 +107,7 @@ impl Upstream {
     fn keep(&self) -> Failure {
         let mut turn = 0;
         let mut pause = PAUSE_MIN;
-        let mut silent_max = SILENT_MIN;
+        let mut silent_max = self.silent_min();
         let mut attached = false;
         let mut away_since = self.clock.monotonic();
         let mut told = None;
@@ -152,21 +161,32 @@ impl Upstream {
         Failure::new(ErrorKind::Unreachable, "attach has ended")
     }
 
+    fn silent_min(&self) -> Duration {
+        if self.addresses.len() > 1 { SILENT_MIN_OF_SEVERAL } else { SILENT_MIN }
+    }
+
     fn connect(&self, address: &ArrayAddress) -> Result<LineReceiver> {
         let mut last = Error::new(ErrorKind::Unreachable, format!("{address} has no address"));
+        if let (ArrayAddress::Cluster(address), Some(identity)) = (address, &self.identity) {
+            let stream = secure::connect(address, identity)?;
+            HANDSHAKE.limit(&stream)?;
+            return self.take(Client::over(stream, &self.volume, 1, Some(self.session))?);
+        }
         for candidate in address.resolve()? {
             match Client::connect_within(&candidate, &self.volume, 1, &HANDSHAKE, Some(self.session)) {
-                Ok(client) => {
-                    let (size, read_only, payload_max) =
-                        (client.size(), client.read_only(), client.payload_max());
-                    let line = client.into_line(ANSWER_PROGRESS)?;
-                    let has_status = line.has_status();
-                    return self.hub.connected(line, Export { size, read_only, payload_max, has_status });
-                }
+                Ok(client) => return self.take(client),
                 Err(error) => last = error,
             }
         }
         Err(last)
+    }
+
+    fn take(&self, client: Client) -> Result<LineReceiver> {
+        let (size, read_only, payload_max) = (client.size(), client.read_only(), client.payload_max());
+        let terms = client.terms();
+        let line = client.into_line(ANSWER_PROGRESS)?;
+        let has_status = line.has_status();
+        self.hub.connected(line, Export { size, read_only, payload_max, has_status, terms })
     }
 
     /// Passes answers on until the connection is lost.
@@ -188,7 +208,7 @@ impl Upstream {
                     }
                     answers += 1;
                     heard = self.clock.monotonic();
-                    *silent_max = SILENT_MIN;
+                    *silent_max = self.silent_min();
                 }
                 Ok(None) if self.hub.under_way() == 0 => heard = self.clock.monotonic(),
                 Ok(None) => {

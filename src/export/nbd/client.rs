@@ -15,14 +15,15 @@ use super::line::Line;
 use super::wire::options::{
     BASE_ALLOCATION, FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES, GREETING_BYTES, OPTION_REPLY_HEAD_BYTES,
     OptionReplyHead, SessionId, decode_greeting, decode_info_export, decode_info_payload_max,
-    decode_meta_context, decode_option_reply_head, encode_info_request, encode_meta_request, info, option,
-    put_option, reply, transmission_flag,
+    decode_meta_context, decode_option_reply_head, decode_terms, encode_info_request, encode_meta_request,
+    info, option, put_option, reply, transmission_flag,
 };
 use super::wire::transmission::{
     PAYLOAD_BYTES_MAX, ReplyHead, SIMPLE_REPLY_BYTES, STATE_ZERO, STRUCTURED_REPLY_BYTES, chunk, command,
     decode_error_payload, decode_hole_payload, decode_reply_head, decode_status_reply, encode_request,
 };
 use super::wire::{Decoded, shortened};
+use crate::array::service::SessionTerms;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::ByteCount;
 
@@ -56,6 +57,8 @@ pub struct Client {
     pending: HashMap<u64, Pending>,
     /// The first error of a request that nobody waits for.
     failed: Option<Error>,
+    /// What the server has said of the session.
+    terms: SessionTerms,
 }
 
 /// A request on its way.
@@ -93,7 +96,14 @@ impl Client {
         patience: &Patience,
         session: Option<SessionId>,
     ) -> Result<Client> {
-        let stream = dial(address, patience)?;
+        Client::over(dial(address, patience)?, export, depth, session)
+    }
+
+    /// The same over a connection that is there already.
+    ///
+    /// # Errors
+    /// As `connect_within`.
+    pub fn over(stream: TcpStream, export: &str, depth: usize, session: Option<SessionId>) -> Result<Client> {
         let mut client = Client {
             stream: BufReader::with_capacity(64 << 10, stream),
             size: ByteCount(0),
@@ -105,9 +115,16 @@ impl Client {
             last_cookie: 0,
             pending: HashMap::new(),
             failed: None,
+            terms: SessionTerms::default(),
         };
         client.shake_hands(export, session)?;
         Ok(client)
+    }
+
+    /// What the server said of the session that this connection goes on with.
+    #[must_use]
+    pub fn terms(&self) -> SessionTerms {
+        self.terms
     }
 
     /// Size of the export.
@@ -143,7 +160,7 @@ impl Client {
         self.write_all(&answer.to_be_bytes())?;
         self.structured = self.option(option::STRUCTURED_REPLY, &[], |_, _| {})?.is_ok();
         if self.structured {
-            let (mut context, mut known) = (None, session.is_none());
+            let (mut context, mut known, mut terms) = (None, session.is_none(), SessionTerms::default());
             let name = session.map(SessionId::name).unwrap_or_default();
             let queries = [BASE_ALLOCATION, &name];
             let queries = &queries[..1 + usize::from(session.is_some())];
@@ -152,9 +169,11 @@ impl Client {
                 if kind == reply::META_CONTEXT {
                     context = context.or(decode_meta_context(data, BASE_ALLOCATION));
                     known |= decode_meta_context(data, &name).is_some();
+                    terms = decode_terms(data).unwrap_or(terms);
                 }
             })?;
             self.context = context.filter(|_| chosen.is_ok());
+            self.terms = terms;
             if session.is_some() {
                 chosen.map_err(|error| error.context(format!("export '{export}'")))?;
             }

@@ -6,12 +6,13 @@
 //! would for a clone.
 //!
 //! `sinter:session:ID` is no context: a client that goes on with its requests on a new connection says by it who it is,
-//! and its former connection is ended first (see `server`).
+//! and its former connection is ended first (see `server`). It is told `sinter:history:ID:MEMORY`, which is no context
+//! either: by these it sees whether what it was promised is there, and whether what it has sent is remembered.
 
 use std::sync::Arc;
 
 use super::ExportSource;
-use super::wire::options::{BASE_ALLOCATION, BASE_WILDCARD, MetaRequest, SessionId};
+use super::wire::options::{BASE_ALLOCATION, BASE_WILDCARD, MetaRequest, SessionId, encode_terms};
 use crate::array::service::ChangeSource;
 
 /// Number that stands for a session; nothing can be asked by it.
@@ -74,6 +75,7 @@ impl Contexts {
             } else if let Some(session) = SessionId::parse(query) {
                 contexts.session = Some(session);
                 chosen(SESSION, query);
+                chosen(SESSION, &encode_terms(&exports.session_terms(session)));
             } else if let Some(since) = query.strip_prefix(CHANGED_SINCE).filter(|since| !since.is_empty()) {
                 let Ok(source) = exports.changes(export, since) else { continue };
                 let number = FIRST_CHANGE + u32::try_from(contexts.changes.len()).unwrap_or_default();

@@ -31,6 +31,18 @@ pub struct Patience {
     pub silence: Option<Duration>,
 }
 
+impl Patience {
+    /// Makes a connection keep the limits that are looked at while it lasts: how long each part may take.
+    ///
+    /// # Errors
+    /// `Unreachable` where the operating system does not take them.
+    pub fn limit(&self, stream: &TcpStream) -> Result<()> {
+        let limited =
+            stream.set_read_timeout(self.progress).and_then(|()| stream.set_write_timeout(self.progress));
+        limited.map_err(|error| Error::caused(ErrorKind::Unreachable, "limiting how long it may take", error))
+    }
+}
+
 /// Connects. A Unix socket is given as the same type: what is asked of it is the same.
 ///
 /// # Errors

@@ -14,9 +14,9 @@ use super::request::Request;
 use super::statistics::{Operation, Tally};
 use super::wire::transmission::{STATE_CHANGED, STATE_HOLE, STATE_ZERO, Style, command_flag};
 use crate::array::ChangedExtent;
-use crate::array::service::{Commit, Extent, ExtentKind};
+use crate::array::service::{Change, Commit, Extent, ExtentKind};
 use crate::error::Result;
-use crate::units::ByteCount;
+use crate::units::{ByteCount, RequestId, RequestNumber};
 
 /// Most extents in one answer to BLOCK_STATUS; a client asks again for the rest.
 const EXTENTS_MAX: usize = 4096;
@@ -91,9 +91,12 @@ impl Connection {
         let mut statuses = Vec::new();
         let result = match request.operation {
             Operation::Read => service.read(offset, &mut data[..request.payload_len()]),
-            Operation::Write => service.write(offset, &data[..request.payload_len()]).and_then(confirm),
-            Operation::Trim => service.trim(offset, len).and_then(confirm),
-            Operation::WriteZeroes => service.write_zeroes(offset, len).and_then(confirm),
+            Operation::Write => {
+                let change = Change::Write { offset, data: &data[..request.payload_len()] };
+                self.change(request, change).and_then(confirm)
+            }
+            Operation::Trim => self.change(request, Change::Trim { offset, len }).and_then(confirm),
+            Operation::WriteZeroes => self.change(request, Change::Zeroes { offset, len }).and_then(confirm),
             Operation::Cache => self.read_ahead(request, data),
             Operation::Flush => service.flush(),
             Operation::BlockStatus => self.statuses(request).map(|found| statuses = found),
@@ -160,6 +163,21 @@ impl Connection {
         }
         head.extend_from_slice(&to.data(wire_len));
         Some((buffer, len))
+    }
+
+    /// Carries out a change: for a client that may have sent it before, what has not been done yet. Such a client
+    /// numbers its requests by their cookies.
+    pub(super) fn change(&self, request: &Request, change: Change<'_>) -> Result<Commit> {
+        let service = &self.export.service;
+        if let Some(session) = self.export.contexts.session() {
+            let request = RequestId { session, number: RequestNumber(request.cookie) };
+            return service.change_once(request, change);
+        }
+        match change {
+            Change::Write { offset, data } => service.write(offset, data),
+            Change::Trim { offset, len } => service.trim(offset, len),
+            Change::Zeroes { offset, len } => service.write_zeroes(offset, len),
+        }
     }
 
     fn confirm(&self, request: &Request, commit: Commit) -> Result<()> {

@@ -19,7 +19,7 @@ use super::receiver::{LARGE_BYTES, Receiver, Role};
 use super::request::{Refusal, Request};
 use super::statistics::{Operation, Tally};
 use super::wire::transmission::{Head, ReplyTo, command_flag};
-use crate::array::service::Commit;
+use crate::array::service::{Change, Commit};
 use crate::error::{Error, Result};
 use crate::units::ByteCount;
 
@@ -81,22 +81,22 @@ impl Connection {
     /// Executes a request whose payload, if any, lies complete in the buffer, or makes work of it.
     /// False where a deputy would have to wait for room.
     pub(super) fn admitted(self: &Arc<Self>, rx: &mut Receiver, request: Request, role: Role) -> bool {
-        let service = &self.export.service;
         let (offset, len) = (request.offset, ByteCount(request.length));
         let long = request.length >= LONG_RANGE_BYTES;
         match request.operation {
             Operation::Read => return self.read(rx, request, role),
             Operation::Write => {
                 let at = rx.start + self.export.style.request_bytes();
-                let result = service.write(offset, &rx.bytes[at..at + request.payload_len()]);
+                let data = &rx.bytes[at..at + request.payload_len()];
+                let result = self.change(&request, Change::Write { offset, data });
                 self.written(rx, request, result, role);
             }
             Operation::Trim if !long => {
-                let result = service.trim(offset, len);
+                let result = self.change(&request, Change::Trim { offset, len });
                 self.written(rx, request, result, role);
             }
             Operation::WriteZeroes if !long => {
-                let result = service.write_zeroes(offset, len);
+                let result = self.change(&request, Change::Zeroes { offset, len });
                 self.written(rx, request, result, role);
             }
             Operation::Flush => return self.durable(rx, request, None, role),

@@ -36,9 +36,10 @@ mod workers;
 
 use std::sync::Arc;
 
-use crate::array::service::{BlockService, ChangeSource};
+use crate::array::service::{BlockService, ChangeSource, SessionTerms};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::clock;
+use crate::units::SessionId;
 
 pub use budget::REQUEST_BUDGET_MIN;
 pub use contexts::Contexts;
@@ -76,6 +77,11 @@ pub trait ExportSource: Send + Sync {
     /// # Errors
     /// `NotFound`; what else keeps it from being served, such as `NotPrimary`.
     fn open(&self, name: &str) -> Result<Arc<dyn BlockService>>;
+
+    /// What is told a client that goes on with its requests.
+    fn session_terms(&self, _session: SessionId) -> SessionTerms {
+        SessionTerms::default()
+    }
 
     /// The names of the snapshots that the export of that name can be compared with.
     fn snapshots(&self, _export: &str) -> Vec<String> {

@@ -90,6 +90,22 @@ impl JoinPlan {
     }
 }
 
+/// Makes this machine a client of the cluster that the token is for, and keeps what it gets in `directory`.
+///
+/// # Errors
+/// `Invalid` for a token that is refused, or is not for a client; `Unreachable` where nobody answers; `Device` where
+/// the certificate cannot be kept.
+pub fn join_as_client(token: &Token, directory: &Path, random: &dyn RandomSource) -> Result<NodeIdentity> {
+    if token.role() != PeerRole::Client {
+        let what = format!("this token is for a {}, and not for a client", token.role());
+        return Err(Error::new(ErrorKind::Invalid, what));
+    }
+    let key = NodeKey::generate()?;
+    let joined = link::join(token, &key, &[], JOIN_PATIENCE)?;
+    IdentityFiles::in_directory(directory).save(&joined.identity, None, random)?;
+    Ok(joined.identity)
+}
+
 impl Cluster {
     /// Whether a directory says that its node is in a cluster; if so, what its pool is made with. A witness has none.
     ///

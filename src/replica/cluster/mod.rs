@@ -28,7 +28,8 @@ use super::link::{self, CallPool, Link, LinkCloser, LinkServer};
 use super::node::{Gate, Node};
 use super::ring::Ring;
 
-pub use forming::{JoinPlan, Joining};
+pub use forming::{JoinPlan, Joining, join_as_client};
+pub use port::passage_to;
 
 /// How long a decision may take that somebody waits for.
 pub const DECISION_PATIENCE: Duration = Duration::from_secs(10);
@@ -202,8 +203,7 @@ impl Cluster {
         let primary = running.node.as_ref().and_then(|node| node.primary_elsewhere());
         let (primary, entry) =
             primary.ok_or_else(|| Error::new(ErrorKind::NoQuorum, "there is no primary"))?;
-        let link = link::connect(&entry.cluster_address, &running.identity, Some(primary), TUNNEL_PATIENCE)?;
-        link.send(port::passage_frame(what), &[])?;
+        let link = passage_to(&entry.cluster_address, &running.identity, Some(primary), what)?;
         // A request over REST ends by itself, and the answer to one for a failover comes from the former primary.
         if what == Passage::Nbd {
             let mut passing = self.passing.lock();

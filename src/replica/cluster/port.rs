@@ -5,22 +5,36 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::replica::control::Control;
 use crate::replica::control::state::ClusterState;
-use crate::replica::identity::{PeerIdentity, PeerName};
+use crate::replica::decisions::NodeId;
+use crate::replica::identity::{NodeIdentity, PeerIdentity, PeerName};
 use crate::replica::link::{self, Frame, Handlers, JoinGrant, JoinRequest, Link, kind};
 use crate::replica::node::frames;
 
-use super::{Cluster, Passage, Running};
+use super::{Cluster, Passage, Running, TUNNEL_PATIENCE};
 
 /// An NBD connection that is passed on.
 const PASS_NBD: u8 = 18;
 /// An HTTP connection that is passed on.
 const PASS_REST: u8 = 19;
 
-pub(super) fn passage_frame(what: Passage) -> u8 {
-    match what {
+/// A link over which a connection to the node at `address` (`HOST:PORT`) can be carried; that node serves it if it is the
+/// primary, and ends it otherwise. With `expect`, only to that node.
+///
+/// # Errors
+/// As `link::connect`.
+pub fn passage_to(
+    address: &str,
+    identity: &NodeIdentity,
+    expect: Option<NodeId>,
+    what: Passage,
+) -> Result<Link> {
+    let link = link::connect(address, identity, expect, TUNNEL_PATIENCE)?;
+    let frame = match what {
         Passage::Nbd => PASS_NBD,
         Passage::Rest => PASS_REST,
-    }
+    };
+    link.send(frame, &[])?;
+    Ok(link)
 }
 
 impl Cluster {

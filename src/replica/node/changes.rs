@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use crate::error::Result;
 use crate::replica::bookmarks::{self, Inventory};
+use crate::replica::control::state::FailoverReason;
 use crate::replica::epochs::Epochs;
+use crate::replica::history;
 use crate::replica::role::Action;
 use crate::units::{Epoch, Uuid};
 
@@ -82,7 +84,11 @@ impl Node {
         store.follow(false);
         let mut epochs = Epochs::load(store)?;
         let first = epochs.begin(store, epoch)?;
-        store.write_out(first)?;
+        let state = self.parts.control.state();
+        let risked = state.history.iter().filter(|it| it.reason == FailoverReason::StartWithout);
+        let risked = risked.map(|failover| failover.epoch).max();
+        let named = history::begin(store, epoch, risked, &*self.parts.environment.random)?;
+        store.write_out(named.unwrap_or(first))?;
         self.parts.array.reload()?;
         Ok(epochs)
     }

@@ -1,7 +1,7 @@
 //! What stands between the array and whoever asks it: nothing is taken, acknowledged or read out without it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::array::CommitGate;
@@ -16,8 +16,15 @@ use super::{Node, State};
 const HELD: Duration = Duration::from_secs(30);
 
 /// The gate of an array; open while the array is not part of a cluster.
+///
+/// An array that stands alone is asked for nothing but one flag, which is raised once and never lowered. A request that
+/// finds it down is as one that came before the cluster. That is right for whatever it has committed before the flag
+/// was raised: no other node holds anything then, and none is in the set before a stream has brought it all that. What is
+/// committed later finds the flag raised, because whoever raises it takes the commit lock afterwards.
 #[derive(Default)]
 pub struct Gate {
+    /// Somebody decides, or is about to.
+    is_kept: AtomicBool,
     keeper: Mutex<Keeper>,
 }
 
@@ -37,15 +44,23 @@ impl Gate {
     /// Takes and gives out nothing until a node decides.
     pub fn hold(&self) {
         *self.keeper.lock() = Keeper::Expected;
+        self.is_kept.store(true, Ordering::Release);
     }
 
     /// From now on the node decides.
     pub fn install(&self, node: Arc<Node>) {
+        let store = Arc::clone(&node.parts.store);
         *self.keeper.lock() = Keeper::Node(node);
+        self.is_kept.store(true, Ordering::Release);
+        // Every commit takes this lock: those behind it see what was written before it.
+        let _ = store.position();
     }
 
     /// Asks whoever decides.
     fn ask<T>(&self, alone: T, ask: impl FnOnce(&Node) -> Result<T>) -> Result<T> {
+        if !self.is_kept.load(Ordering::Acquire) {
+            return Ok(alone);
+        }
         let keeper = self.keeper.lock().clone();
         match keeper {
             Keeper::Nobody => Ok(alone),
@@ -63,6 +78,9 @@ impl CommitGate for Gate {
     }
 
     fn done(&self) {
+        if !self.is_kept.load(Ordering::Acquire) {
+            return;
+        }
         let keeper = self.keeper.lock().clone();
         if let Keeper::Node(node) = keeper {
             node.done();

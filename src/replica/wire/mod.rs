@@ -4,9 +4,10 @@
 //! what they allocate is a part of what they were given. The first byte of a body is the version of this wire.
 
 mod operation;
+mod sessions;
 
 use crate::format::bytes::{Append, Reader};
-use crate::store::{Shipment, ShippedOperation};
+use crate::store::{SessionsPicture, Shipment, ShippedOperation};
 use crate::units::{BlockCount, Epoch, Lsn, ObjectNumber, Uuid};
 
 use super::decisions::{Incarnation, Member, NodeId, Position, SetVersion};
@@ -84,18 +85,13 @@ pub enum Downstream {
     /// That were all objects; all others go.
     ObjectsEnd,
     /// An operation.
-    Operation {
-        /// The term in which it was committed.
-        epoch: Epoch,
-        /// Its number.
-        lsn: Lsn,
-        /// What it does.
-        operation: ShippedOperation,
-    },
+    Operation(Shipment),
     /// A piece of what the primary holds at this place of the stream.
     Piece(ShippedOperation),
     /// With this the secondary holds what the primary held at this position.
     Adopt(Position),
+    /// What the primary remembers of sessions at this place of the stream.
+    Sessions(SessionsPicture),
     /// Payloads that were asked for.
     Payloads {
         /// For which item.
@@ -144,6 +140,7 @@ const PIECE: u8 = 7;
 const ADOPT: u8 = 8;
 const PAYLOADS: u8 = 9;
 const SYNC: u8 = 10;
+const SESSIONS: u8 = 11;
 
 const STANDING: u8 = 1;
 const APPLIED: u8 = 2;
@@ -189,12 +186,7 @@ impl Downstream {
                 operation::put_object(&mut bytes, *object, *size, opaque);
             }
             Downstream::ObjectsEnd => bytes.put_u8(OBJECTS_END),
-            Downstream::Operation { epoch, lsn, operation } => {
-                bytes.put_u8(OPERATION);
-                put_epoch(&mut bytes, *epoch);
-                bytes.put_u64(lsn.0);
-                operation::put_operation(&mut bytes, operation);
-            }
+            Downstream::Operation(shipment) => put_shipment(&mut bytes, shipment),
             Downstream::Piece(operation) => {
                 bytes.put_u8(PIECE);
                 operation::put_operation(&mut bytes, operation);
@@ -202,6 +194,10 @@ impl Downstream {
             Downstream::Adopt(position) => {
                 bytes.put_u8(ADOPT);
                 put_position(&mut bytes, *position);
+            }
+            Downstream::Sessions(picture) => {
+                bytes.put_u8(SESSIONS);
+                sessions::put_picture(&mut bytes, picture);
             }
             Downstream::Payloads { item, payloads } => {
                 bytes.put_u8(PAYLOADS);
@@ -240,12 +236,14 @@ impl Downstream {
                 Downstream::Object { object, size, opaque, base }
             }
             OBJECTS_END => Downstream::ObjectsEnd,
-            OPERATION => Downstream::Operation {
+            OPERATION => Downstream::Operation(Shipment {
                 epoch: take_epoch(&mut reader)?,
                 lsn: Lsn(reader.u64()?),
+                origin: sessions::take_origin(&mut reader)?,
                 operation: operation::take_operation(&mut reader)?,
-            },
+            }),
             PIECE => Downstream::Piece(operation::take_operation(&mut reader)?),
+            SESSIONS => Downstream::Sessions(sessions::take_picture(&mut reader)?),
             ADOPT => Downstream::Adopt(take_position(&mut reader)?),
             PAYLOADS => {
                 let item = ItemNumber(reader.u64()?);
@@ -361,11 +359,16 @@ impl Upstream {
 pub fn encode_shipment(shipment: &Shipment) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(64);
     bytes.put_u8(WIRE_VERSION);
-    bytes.put_u8(OPERATION);
-    put_epoch(&mut bytes, shipment.epoch);
-    bytes.put_u64(shipment.lsn.0);
-    operation::put_operation(&mut bytes, &shipment.operation);
+    put_shipment(&mut bytes, shipment);
     bytes
+}
+
+fn put_shipment(bytes: &mut Vec<u8>, shipment: &Shipment) {
+    bytes.put_u8(OPERATION);
+    put_epoch(bytes, shipment.epoch);
+    bytes.put_u64(shipment.lsn.0);
+    sessions::put_origin(bytes, shipment.origin.as_ref());
+    operation::put_operation(bytes, &shipment.operation);
 }
 
 /// What nodes say about roles, as the body of a frame.

@@ -16,7 +16,7 @@ use crate::format::superblock::{DEVICES_MAX, DeviceRecord, SUPERBLOCK_AREA_BYTES
 use crate::sync::{Condition, Mutex};
 use crate::units::{
     BLOCK_BYTES, ByteCount, CheckpointNumber, DeviceOffset, Epoch, Incarnation, Lsn, MapNodeId, SegmentId,
-    Uuid,
+    SessionMemory, Uuid,
 };
 
 use super::blocks::changes::Changes;
@@ -33,6 +33,7 @@ use super::map::borrow::Borrowers;
 use super::options::{Environment, PoolIdentity, StoreOptions};
 use super::probe::wrong_version;
 use super::run::Caller;
+use super::sessions::Sessions;
 use super::table::cache::Cache;
 use super::{Figures, Store};
 
@@ -181,6 +182,8 @@ impl Store {
             root_extents: [identity.root.clone(), identity.root_copy.clone()].concat(),
             rebuild: Rebuild::of_table(root.next_block),
             bad_blocks: std::collections::BTreeSet::new(),
+            sessions: Sessions::new(SessionMemory(incarnation.0)),
+            may_lack: false,
             being_synced: root.syncing,
             following: false,
             stopped: None,

@@ -52,6 +52,7 @@ impl Store {
         let chain = store.walk_chain(&root)?;
         let mut report =
             OpenReport { damage: chain.damage.clone(), log_bytes: chain.bytes, ..OpenReport::default() };
+        report.checkpoint = root.number;
         store.core.lock().segments.classify(|segment| chain.segments.contains(&segment.0));
         store.replay(&root, &chain, &mut report)?;
         if !report.damage.is_empty() && !store.options.accept_loss {

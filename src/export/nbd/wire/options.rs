@@ -3,6 +3,10 @@
 //! Protocol: "Fixed newstyle negotiation", "Option types", "Option reply types".
 
 use super::{Decoded, Fields};
+use crate::array::service::SessionTerms;
+use crate::units::{SessionMemory, Uuid};
+
+pub use crate::units::SessionId;
 
 /// First magic of the greeting ("NBDMAGIC").
 pub const MAGIC_GREETING: u64 = 0x4e42_444d_4147_4943;
@@ -335,10 +339,6 @@ pub fn decode_meta_context(data: &[u8], name: &str) -> Option<u32> {
     (fields.0 == name.as_bytes()).then_some(id)
 }
 
-/// A client that goes on with the same requests on one connection after the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SessionId(pub u128);
-
 const SESSION: &str = "sinter:session:";
 
 impl SessionId {
@@ -363,6 +363,37 @@ impl SessionId {
     }
 }
 
+const TERMS: &str = "sinter:history:";
+
+/// What a client of a session is told, as if it were a context's name.
+#[must_use]
+pub fn encode_terms(terms: &SessionTerms) -> String {
+    let history = terms.history.map(|history| format!("{:032x}", u128::from_be_bytes(history.0)));
+    let memory = terms.memory.map(|memory| format!("{:016x}", memory.0));
+    format!("{TERMS}{}:{}", history.unwrap_or_default(), memory.unwrap_or_default())
+}
+
+/// Reads it from the data of a REP_META_CONTEXT; `None` for anything else.
+#[must_use]
+pub fn decode_terms(data: &[u8]) -> Option<SessionTerms> {
+    let mut fields = Fields(data);
+    fields.u32()?;
+    let (history, memory) = std::str::from_utf8(fields.0).ok()?.strip_prefix(TERMS)?.split_once(':')?;
+    let number = |text: &str, len| {
+        let plain = text.len() == len && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        if plain { u128::from_str_radix(text, 16).ok() } else { None }
+    };
+    let history = match history {
+        "" => None,
+        text => Some(Uuid(number(text, 32)?.to_be_bytes())),
+    };
+    let memory = match memory {
+        "" => None,
+        text => Some(SessionMemory(u64::try_from(number(text, 16)?).ok()?)),
+    };
+    Some(SessionTerms { history, memory })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -378,6 +409,18 @@ mod tests {
         let data = encode_meta_request("demo", &[BASE_ALLOCATION]);
         let request = decode_meta_request(&data).unwrap();
         assert_eq!(request, MetaRequest { name: "demo", queries: vec![BASE_ALLOCATION] });
+    }
+
+    proptest! {
+        #[test]
+        fn terms_read_back_what_they_say(history in any::<Option<[u8; 16]>>(), memory in any::<Option<u64>>()) {
+            let terms = SessionTerms { history: history.map(Uuid), memory: memory.map(SessionMemory) };
+            let name = encode_terms(&terms);
+            let data = [&[0; 4], name.as_bytes()].concat();
+            prop_assert_eq!(decode_terms(&data), Some(terms));
+            prop_assert_eq!(decode_terms(&data[..data.len() - 1]).filter(|_| memory.is_some()), None);
+            prop_assert_eq!(decode_terms(&data[4..]), None);
+        }
     }
 
     #[test]
