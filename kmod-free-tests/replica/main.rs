@@ -8,11 +8,14 @@ mod client;
 mod command_line;
 #[path = "../common/daemon.rs"]
 mod daemon;
+mod disasters;
 mod failovers;
 #[path = "../rest/http.rs"]
 mod http;
 mod loss;
 mod passed_on;
+mod renewal;
 mod routes;
 mod tokens;
+mod verified;
 mod world;

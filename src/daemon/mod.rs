@@ -35,6 +35,7 @@ use crate::array::Array;
 use crate::array::ArrayOptions;
 use crate::array::NewVolume;
 use crate::array::rules;
+use crate::daemon::again::Again;
 use crate::daemon::background::Background;
 use crate::daemon::config::Config;
 use crate::daemon::config::UnixEndpoint;
@@ -63,6 +64,7 @@ use crate::store::Store;
 use crate::store::StoreOptions;
 use crate::units::ByteCount;
 
+mod again;
 pub mod attach;
 mod background;
 mod cluster;
@@ -216,7 +218,9 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     let mounts = Mounts::start(&array, environment.clock.clone(), config.fuse_mountpoint.as_deref())?;
     let addresses = cluster::Addresses { rest: rest_address, nbd: nbd.endpoints() };
     let pool = cluster::Pool { store: &store, array: &array, environment: &environment };
-    let cluster = cluster::start(cluster_options, &prepared, &pool, &addresses, Arc::new(nbd.cutter()))?;
+    let again = Again::default();
+    let calls = cluster::Calls { disconnect: Arc::new(nbd.cutter()), begin_anew: Arc::new(again.teller()) };
+    let cluster = cluster::start(cluster_options, &prepared, &pool, &addresses, calls)?;
     later.set(&cluster);
     let endpoints = endpoints(nbd.endpoints());
     let service = Service::new(array.clone(), endpoints, environment.clock.clone(), nbd.disconnector())
@@ -250,6 +254,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     wait_for_signal(&mut signals);
     exit_at_next_signal(signals);
     cluster.stop();
+    let at = (rest_address, nbd.endpoints().to_vec());
     drain(&manager, &mounts, nbd, rest);
     measuring.stop();
     recorder.stop();
@@ -261,7 +266,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     manager.tell(State::Stopping("making everything durable"));
     close(&store)?;
     tracing::info!("stopped: everything is durable");
-    Ok(())
+    again.start_if_told(at.0, &at.1)
 }
 
 /// Takes mounts away, stops accepting, and lets the requests under way be answered.

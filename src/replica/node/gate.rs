@@ -39,6 +39,11 @@ impl Gate {
         *self.keeper.lock() = Keeper::Expected;
     }
 
+    /// The array stands alone from now on.
+    pub fn release(&self) {
+        *self.keeper.lock() = Keeper::Nobody;
+    }
+
     /// From now on the node decides.
     pub fn install(&self, node: Arc<Node>) {
         *self.keeper.lock() = Keeper::Node(node);
