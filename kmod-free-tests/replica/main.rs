@@ -13,6 +13,7 @@ mod failovers;
 #[path = "../rest/http.rs"]
 mod http;
 mod loss;
+mod netns;
 mod passed_on;
 mod renewal;
 mod routes;
