@@ -237,8 +237,13 @@ pub fn run(client: &Client, command: ClusterCommand) -> Outcome {
             let question =
                 "Make this node the primary by force? Acknowledged writes that it does not hold are lost.";
             output::confirm(question, arguments.yes)?;
-            client.post("/api/v1/cluster/promote", &Promote { force: arguments.force }).map_err(helped)?;
-            output::note("this node is the primary; `sinter cluster status` shows who follows it");
+            let asked = Promote { force: arguments.force };
+            let answer = client.post("/api/v1/cluster/promote", &asked).map_err(helped)?;
+            let members: ClusterMembers = parse(&answer)?;
+            output::note(match members.nodes.len() {
+                1 => "this node is the primary, alone: every other one is let in only when it joins anew",
+                _ => "this node is the primary; `sinter cluster status` shows who follows it",
+            });
             Ok(())
         }
     }

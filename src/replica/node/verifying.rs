@@ -24,6 +24,8 @@ use super::{Node, frames};
 const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
 /// A member answers within this time.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked whether this node stops meanwhile.
+const ANSWER_LOOK: Duration = Duration::from_millis(500);
 /// A connection on which nothing is asked for so long is closed.
 const IDLE_MAX: Duration = Duration::from_secs(120);
 /// Differences that are named for each node.
@@ -108,11 +110,21 @@ struct Compared {
 }
 
 impl Compared {
-    fn ask(&mut self, question: &Question) -> Result<Answer> {
+    fn ask(&mut self, node: &Node, question: &Question) -> Result<Answer> {
         self.link.send(frames::COMPARE, &[&compare::encode(question)?])?;
-        let answer = self.link.receive(Some(ANSWER_PATIENCE))?;
-        let answer = answer.filter(|frame| frame.kind == frames::COMPARE);
-        let answer = answer.ok_or_else(|| Error::new(ErrorKind::Unreachable, "it does not answer"))?;
+        self.answer(node)
+    }
+
+    fn answer(&mut self, node: &Node) -> Result<Answer> {
+        let deadline = node.now() + ANSWER_PATIENCE;
+        let answer = loop {
+            match self.link.receive(Some(ANSWER_LOOK))? {
+                Some(frame) if frame.kind == frames::COMPARE => break frame,
+                Some(_) => return Err(nonsense()),
+                None if node.now() < deadline && node.lives() => {}
+                None => return Err(Error::new(ErrorKind::Unreachable, "it does not answer")),
+            }
+        };
         match compare::decode(&answer.body)? {
             Answer::Failed(why) => Err(Error::new(ErrorKind::Device, why)),
             answer => Ok(answer),
@@ -225,7 +237,7 @@ impl Node {
                 let count = BlockCount(end.0 - at.0);
                 self.each(&mut compared, |node, it| {
                     let question = Question::Digest { object: still.object, first: at, count };
-                    match it.ask(&question)? {
+                    match it.ask(node, &question)? {
                         Answer::Digest(Some(theirs)) if theirs == digest => Ok(Vec::new()),
                         Answer::Digest(_) => node.narrow_down(it, &still, at, count),
                         Answer::NotFound if store.object_size(still.object).is_some() => {
@@ -321,7 +333,7 @@ impl Node {
             let (_, lsn) = store.position();
             store.make_durable(lsn)?;
             self.durable(lsn)?;
-            let theirs = all_facts(it)?;
+            let theirs = all_facts(self, it)?;
             let after = compare::facts(store)?;
             let all = before.keys().chain(theirs.keys()).chain(after.keys());
             let all: std::collections::BTreeSet<ObjectNumber> = all.copied().collect();
@@ -377,7 +389,7 @@ impl Node {
                 for (first, count) in
                     [(first.plus(half), BlockCount(count.0 - half)), (first, BlockCount(half))]
                 {
-                    let theirs = match it.ask(&Question::Digest { object, first, count })? {
+                    let theirs = match it.ask(self, &Question::Digest { object, first, count })? {
                         Answer::Digest(theirs) => theirs,
                         _ => return Err(nonsense()),
                     };
@@ -389,7 +401,7 @@ impl Node {
                 continue;
             }
             let own = compare::blocks_of(store, object, first, count)?;
-            let Answer::Blocks(theirs) = it.ask(&Question::Blocks { object, first, count })? else {
+            let Answer::Blocks(theirs) = it.ask(self, &Question::Blocks { object, first, count })? else {
                 return Err(nonsense());
             };
             if theirs.len() != own.len() {
@@ -420,11 +432,8 @@ impl Node {
             self.step(Input::Failed(it.member));
             self.rest(self.parts.timing.heartbeat);
         }
-        let answer = it.link.receive(Some(ANSWER_PATIENCE))?;
-        let answer = answer.ok_or_else(|| Error::new(ErrorKind::Unreachable, "it does not answer"))?;
-        match compare::decode(&answer.body)? {
+        match it.answer(self)? {
             Answer::Discarded => Ok(()),
-            Answer::Failed(why) => Err(Error::new(ErrorKind::Device, why)),
             _ => Err(nonsense()),
         }
     }
@@ -492,15 +501,18 @@ impl Node {
     }
 }
 
-fn all_facts(it: &mut Compared) -> Result<BTreeMap<ObjectNumber, ObjectFacts>> {
+fn all_facts(node: &Node, it: &mut Compared) -> Result<BTreeMap<ObjectNumber, ObjectFacts>> {
     let mut all = BTreeMap::new();
     let mut from = ObjectNumber(0);
     loop {
-        let Answer::Objects(found, more) = it.ask(&Question::Objects(from))? else { return Err(nonsense()) };
+        let Answer::Objects(found, more) = it.ask(node, &Question::Objects(from))? else {
+            return Err(nonsense());
+        };
         let last = found.last().map(|facts| facts.number);
         all.extend(found.into_iter().map(|facts| (facts.number, facts)));
-        match last.filter(|last| more && *last >= from) {
-            Some(last) => from = ObjectNumber(last.0 + 1),
+        let next = last.filter(|last| more && *last >= from).and_then(|last| last.0.checked_add(1));
+        match next {
+            Some(next) => from = ObjectNumber(next),
             None => return Ok(all),
         }
     }
