@@ -38,9 +38,11 @@ fn three_commands_form_a_cluster_and_the_others_show_it() {
     let token = |arguments: &[&str]| world.cluster("b", arguments);
     assert_ne!(token(&["token", "--client"]).stdout, token(&["token", "--role", "data"]).stdout);
     assert_eq!(token(&["token", "--role", "king"]).status.code(), Some(2));
-    let joined = world.cluster("a", &["join", "TOKEN"]);
-    assert_eq!(joined.status.code(), Some(1), "{}", both(&joined));
-    assert!(both(&joined).contains("sinter serve --join TOKEN"), "{}", both(&joined));
+    let more = String::from_utf8(world.cluster("b", &["token"]).stdout).unwrap();
+    let joined = world.cluster("a", &["join", more.trim()]);
+    assert_eq!(joined.status.code(), Some(11), "{}", both(&joined));
+    assert_eq!(world.cluster("a", &["join", "TOKEN"]).status.code(), Some(2));
+    assert_eq!(world.cluster("a", &["forget", "--yes"]).status.code(), Some(11), "others count on it");
 
     assert_eq!(world.cluster("a", &["add", "c", "http://c:8000"]).status.code(), Some(0));
     assert_eq!(world.cluster("a", &["add", "c", "http://c:8000"]).status.code(), Some(11));

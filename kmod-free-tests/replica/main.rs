@@ -6,13 +6,20 @@
 #[allow(dead_code, reason = "another binary of tests uses the rest")]
 mod client;
 mod command_line;
+mod compared;
 #[path = "../common/daemon.rs"]
 mod daemon;
+mod disasters;
 mod failovers;
 #[path = "../rest/http.rs"]
 mod http;
 mod loss;
+mod netns;
 mod passed_on;
+#[path = "../common/pool.rs"]
+mod pool;
+mod renewal;
 mod routes;
 mod tokens;
+mod verified;
 mod world;

@@ -1,4 +1,13 @@
-//! Tokens that do not let anybody in. That an expired one is refused, the tests of links show: they have a clock.
+//! Tokens that do not let anybody in.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use sinter::replica::identity::IdentityFiles;
+use sinter::replica::identity::PeerRole;
+
+use crate::daemon::Daemon;
+use crate::daemon::Scratch;
 
 use crate::http::send;
 use crate::world::World;
@@ -42,4 +51,39 @@ fn a_token_is_good_for_one_node_of_its_kind() {
     assert_eq!(output.status.code(), Some(2), "{}", both(&output));
     send(url, "POST", "/api/v1/cluster/tokens", r#"{"role": "king"}"#).problem(400, "invalid");
     send(url, "POST", "/api/v1/cluster/init", "{}").problem(409, "exists");
+}
+
+#[test]
+fn expired_and_used_tokens_are_refused_and_logged() {
+    let (mut world, scratch) = (World::alone(), Scratch::new());
+    let log = scratch.join("log");
+    assert!(world.take("a").terminate().success());
+    let directory = world.path("a");
+    let device = format!("{},size=256MiB", directory.join("pool").display());
+    let file = std::fs::File::create(&log).unwrap();
+    let a = Daemon::start_logging(&directory, &["--device", &device], Stdio::from(file));
+    let made = send(&a.url, "POST", "/api/v1/cluster/init", "{}");
+    assert_eq!(made.status, 201, "{}", String::from_utf8_lossy(&made.body));
+    let made = made.json();
+
+    let stored = IdentityFiles::in_directory(directory.join("cluster")).load().unwrap().unwrap();
+    let address = made["listen"].as_str().unwrap().to_owned();
+    let environment = sinter::daemon::environment();
+    let before = environment.clock.since_unix_epoch() - Duration::from_secs(2 * 3600);
+    let expired =
+        stored.authority.unwrap().token(PeerRole::Data, &[address], before, &*environment.random).unwrap();
+    let output = world.refused("c", &["--join", &expired.to_string()]);
+    assert_eq!(output.status.code(), Some(2), "{}", both(&output));
+    assert!(both(&output).contains("the token has expired"), "{}", both(&output));
+
+    let good = made["data_token"].as_str().unwrap();
+    let second = world.start("d", &["--join", good]);
+    let output = world.refused("e", &["--join", good]);
+    assert_eq!(output.status.code(), Some(2), "{}", both(&output));
+    assert!(both(&output).contains("used"), "{}", both(&output));
+    drop(second);
+    let told = std::fs::read_to_string(&log).unwrap();
+    for why in ["lets nobody in: the token has expired", "lets nobody in: the token has been used"] {
+        assert!(told.contains(why), "{why}: {told}");
+    }
 }

@@ -99,6 +99,11 @@ impl World {
         output_in_time(&mut command)
     }
 
+    /// Starts the witness again.
+    pub(crate) fn restart_witness(&mut self) {
+        self.witness = Some(self.start_witness("it has joined"));
+    }
+
     pub(crate) fn start_witness(&self, token: &str) -> Child {
         let directory = self.scratch.join("w");
         let mut command = sinter(self.scratch.path());

@@ -82,6 +82,7 @@ enum Way {
 fn is_local(method: &Method, path: &str) -> bool {
     let Some(route) = path.strip_prefix("/api/v1/") else { return true };
     match route.split('/').next().unwrap_or_default() {
+        "cluster" if route == "cluster/verify" => false,
         "cluster" => !(method == Method::POST && matches!(route, "cluster/failover" | "cluster/failback")),
         // The pool of this node is verified, and directories of this machine are mounted on.
         "scrub" | "mounts" => true,
@@ -302,6 +303,7 @@ mod tests {
         assert!(
             local(Method::POST, "/api/v1/cluster/tokens") && local(Method::DELETE, "/api/v1/cluster/peers/b")
         );
+        assert!(!local(Method::GET, "/api/v1/cluster/verify"), "the primary compares");
         for path in ["/api/v1/cluster/failover", "/api/v1/cluster/failback", "/api/v1/volumes"] {
             assert!(!local(Method::POST, path), "{path}");
         }

@@ -20,10 +20,12 @@ use crate::api::types::Failover;
 use crate::api::types::FieldError;
 use crate::api::types::Heartbeat;
 use crate::api::types::InitCluster;
+use crate::api::types::JoinCluster;
 use crate::api::types::NewToken;
 use crate::api::types::Promote;
 use crate::api::types::ResizeVolume;
 use crate::api::types::RestoreSnapshot;
+use crate::api::types::StartCluster;
 use crate::api::types::TokenRole;
 use crate::api::types::UpdateVolume;
 
@@ -192,6 +194,33 @@ pub fn promote(body: &[u8]) -> Result<Promote, Problem> {
     let force = fields.optional("force", flag);
     fields.finish()?;
     Ok(Promote { force: force.unwrap_or(false) })
+}
+
+/// Reads the body of `POST /cluster/start`.
+///
+/// # Errors
+/// A 400 that names every wrong field.
+pub fn start_cluster(body: &[u8]) -> Result<StartCluster, Problem> {
+    let mut fields = Fields::parse(body)?;
+    let without = fields.required("without", texts);
+    fields.finish()?;
+    match without {
+        Some(without) if !without.is_empty() => Ok(StartCluster { without }),
+        _ => Err(Problem::field("without", "name the nodes that never return")),
+    }
+}
+
+/// Reads the body of `POST /cluster/join`.
+///
+/// # Errors
+/// A 400 that names every wrong field.
+pub fn join_cluster(body: &[u8]) -> Result<JoinCluster, Problem> {
+    let mut fields = Fields::parse(body)?;
+    let token = fields.required("token", text);
+    let discard_local_data = fields.optional("discard_local_data", flag).unwrap_or(false);
+    fields.finish()?;
+    let token = token.ok_or_else(|| Problem::invalid("a token is needed"))?;
+    Ok(JoinCluster { token, discard_local_data })
 }
 
 /// Reads the body of `POST /cluster/heartbeat`.

@@ -37,6 +37,9 @@ use crate::daemon::uri::encode;
 use crate::error::ErrorKind;
 use crate::units::ByteCount;
 
+mod forming;
+mod verify;
+
 /// Where the members are.
 const MEMBERS: &str = "/api/v1/cluster/members";
 
@@ -50,8 +53,8 @@ pub enum ClusterCommand {
     Init(Init),
     /// Print a token that lets one more node or client in
     Token(NewTokenArguments),
-    /// Have a running array join a cluster; for now an array joins when it is started
-    Join(Join),
+    /// Have this array, whose pool is empty, join a cluster: it begins anew as a node of it
+    Join(forming::Join),
     /// Show how the cluster is, what is wrong first
     Status(StatusFlags),
     /// List all nodes
@@ -62,12 +65,18 @@ pub enum ClusterCommand {
     /// Take a node out of the cluster
     #[command(visible_alias = "rm")]
     Remove(Remove),
+    /// Compare all nodes that are in sync, block by block; exits 14 where one differs
+    Verify(verify::Verify),
     /// Make another node that is in sync the primary
     Failover(FailoverArguments),
     /// Make the former primary it again, once it is in sync
     Failback(FailbackArguments),
     /// Make this node the primary, whatever the others hold: acknowledged writes that it does not hold are lost
     Promote(PromoteArguments),
+    /// Start the array after all nodes were down, without those that never return
+    Start(forming::Start),
+    /// Let this array stand alone, with what it holds
+    Forget(forming::Forget),
 }
 
 /// `cluster init`.
@@ -104,13 +113,6 @@ pub enum RoleArgument {
     Witness,
     /// A machine that attaches volumes
     Client,
-}
-
-/// `cluster join`.
-#[derive(Debug, Args)]
-pub struct Join {
-    /// The token, or @ and the file that it is in
-    token: String,
 }
 
 /// `cluster status`.
@@ -202,7 +204,9 @@ pub fn run(client: &Client, command: ClusterCommand) -> Outcome {
     match command {
         ClusterCommand::Init(arguments) => init(client, arguments),
         ClusterCommand::Token(arguments) => token(client, &arguments),
-        ClusterCommand::Join(join) => Err(refuse_to_join(&join)),
+        ClusterCommand::Join(arguments) => forming::join(client, &arguments),
+        ClusterCommand::Start(arguments) => forming::start(client, &arguments),
+        ClusterCommand::Forget(arguments) => forming::forget(client, &arguments),
         ClusterCommand::Status(flags) => status(client, &flags),
         ClusterCommand::Peers(flags) => peers(client, &flags),
         ClusterCommand::Add(add) => {
@@ -219,6 +223,7 @@ pub fn run(client: &Client, command: ClusterCommand) -> Outcome {
             let path = format!("/api/v1/cluster/peers/{}", encode(remove.node.as_bytes(), b"-._~"));
             client.delete(&path).map_err(helped)
         }
+        ClusterCommand::Verify(arguments) => verify::run(client, &arguments),
         ClusterCommand::Failover(arguments) => {
             let asked = Failover { target_node: arguments.node };
             let answer = client.post("/api/v1/cluster/failover", &asked).map_err(helped)?;
@@ -232,8 +237,13 @@ pub fn run(client: &Client, command: ClusterCommand) -> Outcome {
             let question =
                 "Make this node the primary by force? Acknowledged writes that it does not hold are lost.";
             output::confirm(question, arguments.yes)?;
-            client.post("/api/v1/cluster/promote", &Promote { force: arguments.force }).map_err(helped)?;
-            output::note("this node is the primary; `sinter cluster status` shows who follows it");
+            let asked = Promote { force: arguments.force };
+            let answer = client.post("/api/v1/cluster/promote", &asked).map_err(helped)?;
+            let members: ClusterMembers = parse(&answer)?;
+            output::note(match members.nodes.len() {
+                1 => "this node is the primary, alone: every other one is let in only when it joins anew",
+                _ => "this node is the primary; `sinter cluster status` shows who follows it",
+            });
             Ok(())
         }
     }
@@ -292,13 +302,6 @@ fn token(client: &Client, arguments: &NewTokenArguments) -> Outcome {
         return output::data(answer + "\n");
     }
     output::data(parse::<JoinToken>(&answer)?.token + "\n")
-}
-
-fn refuse_to_join(join: &Join) -> Failure {
-    Failure::new(ErrorKind::Unsupported, "an array that is running cannot join a cluster yet").hint(format!(
-        "stop it and start it with `sinter serve --join {}`; --discard-local-data gives up what its pool holds",
-        output::shell_word(&join.token)
-    ))
 }
 
 fn status(client: &Client, flags: &StatusFlags) -> Outcome {

@@ -45,10 +45,10 @@ pub struct Serve {
     #[arg(long)]
     accept_loss: bool,
     /// Address of REST and metrics [default: 127.0.0.1:8000]
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", overrides_with = "api")]
     api: Option<String>,
     /// Address of NBD, or none [default: 127.0.0.1:10809]
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", overrides_with = "nbd")]
     nbd: Option<String>,
     /// Unix socket of NBD, or none [default: nbd.sock in the data directory]
     #[arg(long, value_name = "PATH")]

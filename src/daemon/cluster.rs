@@ -94,7 +94,8 @@ pub(super) fn join(
         if join.is_some() {
             tracing::info!("this node has joined its cluster already: the token is not used");
         }
-        return Ok(PoolWish { pool, anew: false });
+        let anew = pool.is_some() && Cluster::pool_is_to_be_made(&options.directory)?;
+        return Ok(PoolWish { pool, anew });
     }
     let Some(text) = join else { return Ok(PoolWish { pool: None, anew: false }) };
     let token = read_token(text)?;
@@ -143,6 +144,14 @@ pub(super) struct Addresses<'a> {
     pub(super) nbd: &'a [NbdEndpoint],
 }
 
+/// What the cluster has the daemon do.
+pub(super) struct Calls {
+    /// Lets all clients go.
+    pub(super) disconnect: Arc<dyn Fn() + Send + Sync>,
+    /// Stops in order, and starts again.
+    pub(super) begin_anew: Arc<dyn Fn() + Send + Sync>,
+}
+
 /// What is opened.
 pub(super) struct Pool<'a> {
     pub(super) store: &'a Arc<Store>,
@@ -159,7 +168,7 @@ pub(super) fn start(
     prepared: &Prepared,
     pool: &Pool<'_>,
     addresses: &Addresses<'_>,
-    disconnect: Arc<dyn Fn() + Send + Sync>,
+    calls: Calls,
 ) -> Outcome<Arc<Cluster>> {
     let mut tcp = None;
     let mut unix = None;
@@ -177,7 +186,8 @@ pub(super) fn start(
         array: Arc::clone(pool.array),
         ring: Arc::clone(&prepared.ring),
         gate: Arc::clone(&prepared.gate),
-        disconnect,
+        disconnect: calls.disconnect,
+        begin_anew: calls.begin_anew,
         local,
     };
     let cluster = Cluster::new(options, pool.environment.clone(), Some(data));

@@ -35,6 +35,7 @@ use crate::array::Array;
 use crate::array::ArrayOptions;
 use crate::array::NewVolume;
 use crate::array::rules;
+use crate::daemon::again::Again;
 use crate::daemon::background::Background;
 use crate::daemon::config::Config;
 use crate::daemon::config::UnixEndpoint;
@@ -65,6 +66,7 @@ use crate::store::Store;
 use crate::store::StoreOptions;
 use crate::units::ByteCount;
 
+mod again;
 pub mod attach;
 mod background;
 mod cluster;
@@ -225,7 +227,9 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     let mounts = Mounts::start(&array, environment.clock.clone(), config.fuse_mountpoint.as_deref())?;
     let addresses = cluster::Addresses { rest: rest_address, nbd: nbd.endpoints() };
     let pool = cluster::Pool { store: &store, array: &array, environment: &environment };
-    let cluster = cluster::start(cluster_options, &prepared, &pool, &addresses, Arc::new(nbd.cutter()))?;
+    let again = Again::default();
+    let calls = cluster::Calls { disconnect: Arc::new(nbd.cutter()), begin_anew: Arc::new(again.teller()) };
+    let cluster = cluster::start(cluster_options, &prepared, &pool, &addresses, calls)?;
     later.set(&cluster);
     let endpoints = endpoints(nbd.endpoints());
     let service = Service::new(array.clone(), endpoints, environment.clock.clone(), nbd.disconnector())
@@ -259,6 +263,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     wait_for_signal(&mut signals);
     exit_at_next_signal(signals);
     cluster.stop();
+    let at = (rest_address, nbd.endpoints().to_vec());
     drain(&manager, &mounts, nbd, rest);
     measuring.stop();
     recorder.stop();
@@ -277,7 +282,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     close(&store)?;
     endings.closed(&store);
     tracing::info!("stopped: everything is durable");
-    Ok(())
+    again.start_if_told(at.0, &at.1)
 }
 
 /// Sees to it that the history of an array that stands alone has a name, and another one after a loss. In a cluster

@@ -162,6 +162,20 @@ pub fn make(array: &Array, store: &Store, id: Uuid, made_ms: u64) -> Result<Opti
     })
 }
 
+/// Deletes one bookmark. The newest operation; nothing where it is not there.
+///
+/// # Errors
+/// As `Store::delete_object`.
+pub fn drop_one(store: &Store, id: Uuid) -> Result<Option<Lsn>> {
+    let mut newest = None;
+    for (object, kind) in Inventory::of(store)?.objects {
+        if matches!(kind, Kind::Bookmark { id: this, .. } if this == id) {
+            newest = Some(store.delete_object(object.number)?);
+        }
+    }
+    Ok(newest)
+}
+
 /// Deletes all bookmarks but some. The newest operation.
 ///
 /// # Errors

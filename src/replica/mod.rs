@@ -10,6 +10,7 @@
 
 pub mod bookmarks;
 pub mod cluster;
+pub mod compare;
 pub mod control;
 pub mod decisions;
 pub mod epochs;

@@ -191,6 +191,15 @@ impl Role {
         &self.record
     }
 
+    /// Where nodes stand that the set names in earlier lives, as far as they have said so.
+    #[must_use]
+    pub fn reports(&self) -> BTreeMap<NodeId, (Incarnation, Position)> {
+        let (version, reports) = &self.stands;
+        let mut reports = if *version == self.record.version { reports.clone() } else { BTreeMap::new() };
+        reports.retain(|node, _| self.record.set.contains_key(node));
+        reports
+    }
+
     /// When another node was heard last: on a primary any of the others, elsewhere the primary.
     #[must_use]
     pub fn heard_from(&self, node: NodeId) -> Option<Duration> {

@@ -22,15 +22,12 @@ use crate::api::types::ClusterStatus;
 use crate::api::types::FailoverAnswer;
 use crate::api::types::FailoverReason;
 use crate::api::types::HeartbeatAnswer;
-use crate::api::types::JoinToken;
-use crate::api::types::NewCluster;
 use crate::api::types::NodeRole;
 use crate::api::types::NodeState;
 use crate::api::types::ReplicationMetrics;
 use crate::api::types::ReplicationMode;
 use crate::api::types::ReplicationStatus;
 use crate::api::types::StatusCluster;
-use crate::api::types::TokenRole;
 use crate::api::types::Trouble;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -40,12 +37,13 @@ use crate::replica::control::Control as _;
 use crate::replica::control::state;
 use crate::replica::control::state::Decision;
 use crate::replica::decisions::NodeId;
-use crate::replica::identity::PeerRole;
 use crate::sync::Condition;
 use crate::sync::Mutex;
 
 use self::view::Seen;
 
+pub(super) mod forming;
+pub(super) mod verify;
 mod view;
 
 type Answer = Result<Response, Problem>;
@@ -147,36 +145,6 @@ pub(super) async fn part_of_status(service: &Service) -> Result<(StatusCluster, 
         Some(seen) => (view::part_of_status(&seen.members), seen.members.problems),
         None => (off, Vec::new()),
     })
-}
-
-pub(super) async fn init(State(service): State<Arc<Service>>, call: Call) -> Answer {
-    let asked = request::init_cluster(&call.json(MANAGEMENT_BODY_MAX).await?)?;
-    let listen = asked.listen.map(|text| {
-        text.parse().map_err(|_| Problem::field("listen", format!("`{text}` is not ADDRESS:PORT")))
-    });
-    let listen = listen.transpose()?;
-    let made = blocking(&service, move |cluster| {
-        let running = cluster.init(listen)?;
-        Ok(NewCluster {
-            cluster_id: running.control.state().cluster.to_string(),
-            node_id: running.own.0,
-            listen: running.listen.to_string(),
-            data_token: cluster.token(PeerRole::Data)?,
-            witness_token: cluster.token(PeerRole::Witness)?,
-        })
-    });
-    Ok((StatusCode::CREATED, Json(made.await?)).into_response())
-}
-
-pub(super) async fn token(State(service): State<Arc<Service>>, call: Call) -> Answer {
-    let asked = request::new_token(&call.json(MANAGEMENT_BODY_MAX).await?)?;
-    let role = match asked.role {
-        TokenRole::Data => PeerRole::Data,
-        TokenRole::Witness => PeerRole::Witness,
-        TokenRole::Client => PeerRole::Client,
-    };
-    let token = enabled(&service, move |cluster, _| Ok(cluster.token(role)?)).await?;
-    Ok((StatusCode::CREATED, Json(JoinToken { token })).into_response())
 }
 
 pub(super) async fn members(State(service): State<Arc<Service>>, call: Call) -> Answer {
@@ -341,20 +309,6 @@ fn fail_over(
         state: view::failover_state(running.control.state().failed_over_from),
         duration_ms: clock.monotonic().saturating_sub(begun).as_secs_f64() * 1000.0,
     })
-}
-
-pub(super) async fn promote(State(service): State<Arc<Service>>, call: Call) -> Answer {
-    let asked = request::promote(&call.json(MANAGEMENT_BODY_MAX).await?)?;
-    if !asked.force {
-        let what =
-            "a promotion without the others' agreement may lose acknowledged writes: say `force: true`";
-        return Err(Problem::field("force", what));
-    }
-    let seen = enabled(&service, move |cluster, _| {
-        cluster.promote_by_force()?;
-        look(cluster, true).ok_or_else(off)
-    });
-    Ok(Json(seen.await?.members).into_response())
 }
 
 pub(super) async fn heartbeat(State(service): State<Arc<Service>>, call: Call) -> Answer {

@@ -5,6 +5,8 @@ use axum::routing::get;
 use axum::routing::post;
 
 use crate::api::cluster;
+use crate::api::cluster::forming;
+use crate::api::cluster::verify;
 use crate::api::types;
 
 use super::Route;
@@ -37,7 +39,7 @@ pub(super) const ALL: &[Route] = &[
         status: 201,
         answer: Some(shape::<types::NewCluster>),
         problems: &[409],
-        handler: || post(cluster::init),
+        handler: || post(forming::init),
     },
     Route {
         method: "post",
@@ -49,7 +51,7 @@ pub(super) const ALL: &[Route] = &[
         status: 201,
         answer: Some(shape::<types::JoinToken>),
         problems: &[],
-        handler: || post(cluster::token),
+        handler: || post(forming::token),
     },
     reading(
         "/api/v1/cluster/members",
@@ -113,7 +115,7 @@ pub(super) const ALL: &[Route] = &[
             "Make this node the primary by force: writes that it does not hold are lost",
             shape::<types::Promote>,
             shape::<types::ClusterMembers>,
-            || post(cluster::promote),
+            || post(forming::promote),
         )
     },
     Route {
@@ -126,5 +128,71 @@ pub(super) const ALL: &[Route] = &[
             shape::<types::HeartbeatAnswer>,
             || post(cluster::heartbeat),
         )
+    },
+    reading(
+        "/api/v1/cluster/verify",
+        "show_cluster_verify",
+        "How far the newest comparison of all nodes has come",
+        shape::<types::ClusterVerify>,
+        || get(verify::show),
+    ),
+    Route {
+        body: None,
+        problems: &[409, 503],
+        ..posting(
+            "/api/v1/cluster/verify",
+            "start_cluster_verify",
+            "Compare all nodes that are in sync with the primary; goes on in the background",
+            shape::<types::ClusterVerify>,
+            shape::<types::ClusterVerify>,
+            || post(verify::start),
+        )
+    },
+    Route {
+        method: "delete",
+        path: "/api/v1/cluster/verify",
+        id: "stop_cluster_verify",
+        summary: "Stop the comparison under way",
+        parameters: &[],
+        body: None,
+        status: 200,
+        answer: Some(shape::<types::ClusterVerify>),
+        problems: &[503],
+        handler: || delete(verify::stop),
+    },
+    Route {
+        problems: &[404, 409, 503],
+        ..posting(
+            "/api/v1/cluster/start",
+            "start_cluster",
+            "Start the array without nodes that were in sync and never return: writes that only they hold are lost",
+            shape::<types::StartCluster>,
+            shape::<types::ClusterMembers>,
+            || post(forming::start),
+        )
+    },
+    Route {
+        problems: &[409, 503],
+        status: 202,
+        ..posting(
+            "/api/v1/cluster/join",
+            "join_cluster",
+            "Make this array, whose pool is empty, a node of a cluster",
+            shape::<types::JoinCluster>,
+            shape::<types::JoinedCluster>,
+            || post(forming::join),
+        )
+    },
+    Route {
+        method: "post",
+        path: "/api/v1/cluster/forget",
+        id: "forget_cluster",
+        summary: "Let this array stand alone, once other nodes do not count on it any more",
+        parameters: &[],
+        body: None,
+        status: 204,
+        answer: None,
+        problems: &[409],
+        handler: || post(forming::forget),
     },
 ];

@@ -317,6 +317,32 @@ pub struct Promote {
     pub force: bool,
 }
 
+/// `POST /api/v1/cluster/start`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct StartCluster {
+    /// The nodes that were in sync and never return: acknowledged writes that only they hold are lost.
+    pub without: Vec<String>,
+}
+
+/// `POST /api/v1/cluster/join`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct JoinCluster {
+    /// For a node that keeps data; `POST /api/v1/cluster/tokens` of the cluster made it.
+    pub token: String,
+    /// What the pool here holds is given up.
+    #[serde(default)]
+    pub discard_local_data: bool,
+}
+
+/// The answer to that. The array begins anew as a node of the cluster; until it has, it cannot be reached.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct JoinedCluster {
+    /// This node's number.
+    pub node_id: u32,
+}
+
 /// The answer to `POST /api/v1/cluster/heartbeat`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct HeartbeatAnswer {
@@ -412,4 +438,77 @@ pub struct Heartbeat {
     /// The primary that it knows.
     #[serde(default)]
     pub current_primary: Option<String>,
+}
+
+/// `GET`, `POST` and `DELETE` of `/api/v1/cluster/verify`: how far the newest comparison of all nodes has come.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ClusterVerify {
+    /// What it is at.
+    pub state: VerifyState,
+    /// The node that is compared with: the primary.
+    pub primary: String,
+    /// The generation and epoch where all are compared.
+    pub epoch: Option<String>,
+    /// The operation behind which they are.
+    pub operation: Option<u64>,
+    /// Bytes of mapped blocks that were compared, by their fingerprints.
+    pub compared_bytes: u64,
+    /// Every other node that keeps data.
+    pub nodes: Vec<VerifiedNode>,
+    /// Why it has failed.
+    pub error: Option<String>,
+}
+
+/// What a comparison of all nodes is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VerifyState {
+    /// None was begun since this node was started.
+    Never,
+    /// It compares.
+    Running,
+    /// It was stopped before its end.
+    Stopped,
+    /// It could not be brought to its end.
+    Failed,
+    /// All was compared that could be.
+    Finished,
+}
+
+/// What was found of one node.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct VerifiedNode {
+    /// Its name.
+    pub node_id: String,
+    /// What was found.
+    pub verdict: VerifyVerdict,
+    /// The first differences.
+    pub differences: Vec<VerifyDifference>,
+    /// Why it was not compared, or not to the end.
+    pub error: Option<String>,
+}
+
+/// What was found of a node that was compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VerifyVerdict {
+    /// Nothing yet: it is being compared.
+    Comparing,
+    /// It holds what the primary holds.
+    Equal,
+    /// It holds something else. It has left the in-sync set, and everything on it is compared.
+    Different,
+    /// It was not compared, or not to the end.
+    NotCompared,
+}
+
+/// One difference to the primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VerifyDifference {
+    /// The volume, or `VOLUME@SNAPSHOT`.
+    pub object: String,
+    /// The block, in units of 4,096 bytes; `null` where it is not about one.
+    pub lba: Option<u64>,
+    /// What differs.
+    pub what: String,
 }

@@ -15,6 +15,9 @@ pub(super) struct NodeFile {
     pub(super) listen: SocketAddr,
     /// What the pool is made with, in base64; a witness has none.
     pub(super) pool: Option<String>,
+    /// The pool has not been made yet: what the devices hold is given up.
+    #[serde(default)]
+    pub(super) pool_is_to_be_made: bool,
 }
 
 pub(super) fn node_file(directory: &Path) -> PathBuf {

@@ -15,21 +15,22 @@ use crate::replica::control::state::{Decision, NodeEntry, NodeKind, Outcome, Rep
 use crate::replica::control::{Control, Transport};
 use crate::replica::decisions::{Incarnation, Member, NodeId, Record};
 use crate::replica::identity::{
-    Authority, IdentityFiles, NodeIdentity, NodeKey, PeerName, PeerRole, SigningRequest, Stored, Token,
+    Authority, CurrentIdentity, IdentityFiles, NodeIdentity, NodeKey, PeerName, PeerRole, SigningRequest,
+    Stored, Token,
 };
 use crate::replica::link::{self, CallPool, LinkServer};
 use crate::replica::node::{Node, NodeParts};
 use crate::replica::timing::Timing;
-use crate::sync::{Condition, Mutex, RandomSource};
+use crate::sync::{Mutex, RandomSource};
 use crate::units::{Epoch, Uuid};
 
 use super::files::{NodeFile, node_file, read_node_file, remove_if_there, write_node_file};
 use super::{ArrayPool, Calls, Cluster, ClusterOptions, DECISION_PATIENCE, Running};
 
+/// A new cluster's only node serves within this time.
+const BEGIN_PATIENCE: Duration = Duration::from_secs(10);
 /// A node that asks to join waits so long for each address.
 const JOIN_PATIENCE: Duration = Duration::from_secs(15);
-/// Between attempts to say what has changed about this node.
-const UPDATE_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a node that joins says of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -83,7 +84,9 @@ impl JoinPlan {
             })?),
             PeerRole::Witness | PeerRole::Client => None,
         };
-        write_node_file(&options.directory, &node_file_of(options, listen, pool.as_ref()))?;
+        let file = node_file_of(options, listen, pool.as_ref());
+        let file = NodeFile { pool_is_to_be_made: pool.is_some(), ..file };
+        write_node_file(&options.directory, &file)?;
         let files = IdentityFiles::in_directory(&options.directory);
         files.save(&joined.identity, joined.authority.as_ref(), random)?;
         Ok(Joining { node, pool })
@@ -120,6 +123,46 @@ impl Cluster {
         let Some(text) = read_node_file(directory)?.pool else { return Ok(Some(None)) };
         let bytes = BASE64_STANDARD.decode(text).map_err(|_| damaged())?;
         ArrayPool::decode(&bytes).ok_or_else(damaged).map(|pool| Some(Some(pool)))
+    }
+
+    /// Whether the node in a directory has joined, and its pool was not made yet: what the devices hold is given up.
+    ///
+    /// # Errors
+    /// `Device`, `Corrupt`.
+    pub fn pool_is_to_be_made(directory: &Path) -> Result<bool> {
+        Ok(read_node_file(directory)?.pool_is_to_be_made)
+    }
+
+    /// Joins another array's cluster while this one runs, and has it begin anew: its pool is made as that one's are. The
+    /// number of the node that it is then.
+    ///
+    /// # Errors
+    /// `Exists` where it is in a cluster, or where its pool holds something and it is not said to discard that; `Invalid`
+    /// for a token of another kind; `Unsupported` on a witness; and what joining says.
+    pub fn join(&self, token: Token, discard_local_data: bool) -> Result<NodeId> {
+        let _forming = self.forming.lock();
+        if self.running().is_some() {
+            return Err(Error::new(ErrorKind::Exists, "this array is in a cluster already"));
+        }
+        let data = self.data.as_ref();
+        let data =
+            data.ok_or_else(|| Error::new(ErrorKind::Unsupported, "a witness joins when it is started"))?;
+        if token.role() != PeerRole::Data {
+            let what = format!("this token is for a {}, and this array keeps data", token.role());
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        if IdentityFiles::in_directory(&self.options.directory).load()?.is_some() {
+            return Err(Error::new(ErrorKind::Exists, "this array has joined a cluster, and begins anew"));
+        }
+        if !discard_local_data && !data.store.objects()?.is_empty() {
+            let what = "this array's pool holds something: it would be given up";
+            return Err(Error::new(ErrorKind::Exists, what));
+        }
+        let joined =
+            JoinPlan { token, options: self.options.clone() }.carry_out(&*self.environment.random)?;
+        tracing::info!("joined as node {}; the array begins anew", joined.node.0);
+        (data.begin_anew)();
+        Ok(joined.node)
     }
 
     /// Makes this array the first node of a new cluster.
@@ -183,6 +226,9 @@ impl Cluster {
         let own =
             own.ok_or_else(|| Error::new(ErrorKind::Corrupt, "the certificate of this node is a client's"))?;
         let file = read_node_file(directory)?;
+        if file.pool_is_to_be_made && self.data.is_some() {
+            write_node_file(directory, &NodeFile { pool_is_to_be_made: false, ..file.clone() })?;
+        }
         let listener = bind(listen_address(self.options.listen, Some(file.listen))?)?;
         let cluster = identity.peer().cluster;
         let identity = Arc::new(identity);
@@ -198,7 +244,7 @@ impl Cluster {
         self.run(listener, member, control, (identity, authority), calls).map(Some)
     }
 
-    fn run(
+    pub(super) fn run(
         self: &Arc<Cluster>,
         listener: TcpListener,
         own: Member,
@@ -207,6 +253,7 @@ impl Cluster {
         calls: Arc<Calls>,
     ) -> Result<Arc<Running>> {
         let listen = listener.local_addr().map_err(|error| unusable(SocketAddr::from(([0; 4], 0)), error))?;
+        let shown = Arc::new(CurrentIdentity::new(Arc::clone(&identity)));
         let node = match &self.data {
             Some(data) => {
                 let disconnect = Arc::clone(&data.disconnect);
@@ -217,10 +264,15 @@ impl Cluster {
                     ring: Arc::clone(&data.ring),
                     environment: self.environment.clone(),
                     control: Arc::clone(&control) as Arc<dyn Control>,
-                    identity: Arc::clone(&identity),
+                    identity: Arc::clone(&shown),
                     timing: Timing::default(),
                     disconnect: Box::new(move || disconnect()),
                 })?;
+                // An array that stood alone goes on as it did until this node serves: what is under way is acknowledged by
+                // it, and nobody else is in the set.
+                if !data.gate.is_held() && !node.wait_until_serving(BEGIN_PATIENCE) {
+                    tracing::warn!("this node does not serve yet as a part of its cluster");
+                }
                 data.gate.install(Arc::clone(&node));
                 Some(node)
             }
@@ -231,10 +283,11 @@ impl Cluster {
             listen,
             control,
             node,
-            identity: Arc::clone(&identity),
+            identity: shown,
             authority,
             calls,
             server: Mutex::new(None),
+            upkeep: super::upkeep::Upkeep::default(),
         });
         let server = LinkServer::start(listener, &identity, self.handlers(&running))?;
         *running.server.lock() = Some(server);
@@ -252,40 +305,8 @@ impl Cluster {
             }
         }));
         *self.running.lock() = Some(Arc::clone(&running));
-        self.say_what_changed(&running);
+        running.upkeep.start(&self.options, &self.environment.clock, &running);
         Ok(running)
-    }
-
-    /// Tells the group where this node is now, where that is not what the group knows.
-    fn say_what_changed(self: &Arc<Cluster>, running: &Arc<Running>) {
-        let (options, running) = (self.options.clone(), Arc::downgrade(running));
-        let tell = move || {
-            loop {
-                let Some(running) = running.upgrade() else { return };
-                let said = introduction(&options, running.listen);
-                if let Some(known) = running.entry() {
-                    let now = NodeEntry {
-                        cluster_address: said.cluster_address,
-                        api_address: said.api_address,
-                        nbd_address: said.nbd_address,
-                        ..known.clone()
-                    };
-                    if now == known {
-                        return;
-                    }
-                    let update = Decision::Update { node: running.own, entry: now };
-                    if running.control.decide(update, DECISION_PATIENCE).is_ok() {
-                        return;
-                    }
-                }
-                drop(running);
-                let unused: Mutex<()> = Mutex::new(());
-                drop(Condition::new().wait_for(unused.lock(), UPDATE_PAUSE));
-            }
-        };
-        if let Err(error) = std::thread::Builder::new().name("cluster-update".to_owned()).spawn(tell) {
-            tracing::warn!("the cluster is not told where this node is: {error}");
-        }
     }
 
     /// Decides on a request to join: what the new node is called, and its number.
@@ -324,12 +345,12 @@ impl Cluster {
         }
     }
 
-    fn control_path(&self) -> PathBuf {
+    pub(super) fn control_path(&self) -> PathBuf {
         self.options.directory.join("control.redb")
     }
 }
 
-fn introduction(options: &ClusterOptions, listen: SocketAddr) -> Introduction {
+pub(super) fn introduction(options: &ClusterOptions, listen: SocketAddr) -> Introduction {
     Introduction {
         name: options.name.clone(),
         cluster_address: listen.to_string(),
@@ -357,7 +378,7 @@ fn fingerprint(request: &SigningRequest) -> [u8; 32] {
 }
 
 /// The address to listen at; other nodes must be able to use it as it stands.
-fn listen_address(said: Option<SocketAddr>, before: Option<SocketAddr>) -> Result<SocketAddr> {
+pub(super) fn listen_address(said: Option<SocketAddr>, before: Option<SocketAddr>) -> Result<SocketAddr> {
     let address = said.or(before).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
     if address.ip().is_unspecified() {
         let what =
@@ -367,7 +388,7 @@ fn listen_address(said: Option<SocketAddr>, before: Option<SocketAddr>) -> Resul
     Ok(address)
 }
 
-fn bind(address: SocketAddr) -> Result<TcpListener> {
+pub(super) fn bind(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).map_err(|error| unusable(address, error))
 }
 
@@ -381,5 +402,5 @@ fn unusable(address: SocketAddr, error: std::io::Error) -> Error {
 
 fn node_file_of(options: &ClusterOptions, listen: SocketAddr, pool: Option<&ArrayPool>) -> NodeFile {
     let pool = pool.map(|pool| BASE64_STANDARD.encode(pool.encode()));
-    NodeFile { name: options.name.clone(), listen, pool }
+    NodeFile { name: options.name.clone(), listen, pool, pool_is_to_be_made: false }
 }

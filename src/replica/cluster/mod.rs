@@ -5,8 +5,11 @@
 
 mod files;
 mod forming;
+mod leaving;
 mod port;
+mod upkeep;
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -23,7 +26,7 @@ use super::control::raft::RaftControl;
 use super::control::state::{Decision, NodeEntry, Outcome};
 use super::control::{Control, Transport};
 use super::decisions::{Change, Member, NodeId, Record};
-use super::identity::{Authority, NodeIdentity, PeerRole};
+use super::identity::{Authority, CurrentIdentity, PeerRole};
 use super::link::{self, CallPool, Link, LinkCloser, LinkServer};
 use super::node::{Gate, Node};
 use super::ring::Ring;
@@ -74,6 +77,8 @@ pub struct DataParts {
     pub gate: Arc<Gate>,
     /// Lets all clients go, who are to connect anew.
     pub disconnect: Arc<dyn Fn() + Send + Sync>,
+    /// Ends the process in order, and starts it again.
+    pub begin_anew: Arc<dyn Fn() + Send + Sync>,
     /// Where connections that others pass on are served.
     pub local: LocalServers,
 }
@@ -127,10 +132,11 @@ pub struct Running {
     pub control: Arc<RaftControl>,
     /// The node at work; a witness has none.
     pub node: Option<Arc<Node>>,
-    identity: Arc<NodeIdentity>,
+    identity: Arc<CurrentIdentity>,
     authority: Option<Authority>,
     calls: Arc<Calls>,
     server: Mutex<Option<LinkServer>>,
+    upkeep: upkeep::Upkeep,
 }
 
 /// Requests to other nodes.
@@ -203,7 +209,7 @@ impl Cluster {
         let primary = running.node.as_ref().and_then(|node| node.primary_elsewhere());
         let (primary, entry) =
             primary.ok_or_else(|| Error::new(ErrorKind::NoQuorum, "there is no primary"))?;
-        let link = passage_to(&entry.cluster_address, &running.identity, Some(primary), what)?;
+        let link = passage_to(&entry.cluster_address, &running.identity.now(), Some(primary), what)?;
         // A request over REST ends by itself, and the answer to one for a failover comes from the former primary.
         if what == Passage::Nbd {
             let mut passing = self.passing.lock();
@@ -219,7 +225,7 @@ impl Cluster {
         let Some(running) = self.running() else { return false };
         let entry = running.control.state().nodes.get(&node).cloned();
         entry.is_some_and(|entry| {
-            link::connect(&entry.cluster_address, &running.identity, Some(node), REACH_PATIENCE).is_ok()
+            link::connect(&entry.cluster_address, &running.identity.now(), Some(node), REACH_PATIENCE).is_ok()
         })
     }
 
@@ -231,6 +237,17 @@ impl Cluster {
         passing.retain(|(to, closer)| *to == primary && !closer.is_gone());
     }
 
+    /// Starts the array without nodes that were in sync when all were down, and never return; the new primary.
+    ///
+    /// # Errors
+    /// As `Node::start_without`; `Invalid` where clustering is off.
+    pub fn start_without(&self, without: &BTreeSet<NodeId>, patience: Duration) -> Result<NodeId> {
+        let running = self.enabled()?;
+        let node = running.node.as_ref();
+        node.ok_or_else(|| Error::new(ErrorKind::NotPrimary, "a witness is never primary"))?
+            .start_without(without, patience)
+    }
+
     /// Hands over to `to`, or to any node that is in sync; the new primary.
     ///
     /// # Errors
@@ -240,25 +257,6 @@ impl Cluster {
         let node = running.node.as_ref();
         node.ok_or_else(|| Error::new(ErrorKind::NotPrimary, "a witness is never primary"))?
             .hand_over(to, patience)
-    }
-
-    /// Makes this node the primary, alone in another generation, whoever is or was it. Acknowledged writes that it does
-    /// not hold are lost, and the other nodes are made like it.
-    ///
-    /// # Errors
-    /// `Exists` where it is the primary; `Unsupported` on a witness; `Busy` where another epoch has begun meanwhile;
-    /// `NoQuorum` where the group cannot decide.
-    pub fn promote_by_force(&self) -> Result<()> {
-        let running = self.enabled()?;
-        let node = running.node.as_ref();
-        let node = node.ok_or_else(|| Error::new(ErrorKind::Unsupported, "a witness is never primary"))?;
-        if node.serves() {
-            return Err(Error::new(ErrorKind::Exists, "this node is the primary"));
-        }
-        let record = running.control.state().record.clone();
-        let from = record
-            .ok_or_else(|| Error::new(ErrorKind::NoQuorum, "this node has not heard its cluster yet"))?;
-        self.decide(Decision::Force { member: node.own(), from: from.epoch }).map(drop)
     }
 
     /// Decides something that an operator asked for.
@@ -284,16 +282,25 @@ impl Cluster {
                 }
             }
             running.leave_the_set(node.own());
-            node.stop();
         }
-        if let Some(mut server) = running.server.lock().take() {
-            server.stop();
-        }
-        running.control.stop();
+        running.end();
     }
 }
 
 impl Running {
+    /// Ends all threads and connections.
+    fn end(&self) {
+        self.upkeep.stop();
+        if let Some(node) = &self.node {
+            node.stop();
+        }
+        if let Some(mut server) = self.server.lock().take() {
+            server.stop();
+        }
+        self.control.stop();
+        self.upkeep.join();
+    }
+
     /// How often another node has become primary, since the cluster was made.
     #[must_use]
     pub fn failovers(&self) -> u64 {

@@ -17,6 +17,9 @@ const PASS_NBD: u8 = 18;
 /// An HTTP connection that is passed on.
 const PASS_REST: u8 = 19;
 
+/// A member's certificate that is to be renewed, and the renewed one.
+pub(super) const RENEW: u8 = 21;
+
 /// A link over which a connection to the node at `address` (`HOST:PORT`) can be carried; that node serves it if it is the
 /// primary, and ends it otherwise. With `expect`, only to that node.
 ///
@@ -67,12 +70,13 @@ impl Cluster {
                 let control = Arc::clone(&running.control);
                 link::serve_calls(link, first, &move |_, request| control.answer(from, request))
             }
-            (frames::ROLE | frames::STREAM, Some(_)) => {
+            (frames::ROLE | frames::STREAM | frames::COMPARE, Some(_)) => {
                 if let Some(node) = &running.node {
                     node.accept(peer, link, first);
                 }
                 Ok(())
             }
+            (RENEW, _) => self.renew(running, peer, &link, &first),
             (PASS_NBD | PASS_REST, _) => {
                 // A node that is not the primary itself would pass it on again.
                 if running.node.as_ref().is_none_or(|node| !node.leads()) {
@@ -99,8 +103,17 @@ impl Cluster {
     fn grant(&self, running: &Running, request: &JoinRequest) -> Result<JoinGrant> {
         let authority = running.authority()?;
         let now = self.environment.clock.since_unix_epoch();
-        request.token.check(authority.cluster(), now, authority.secret())?;
-        let (name, extra) = self.let_in(running, &request.token, &request.signing, &request.details)?;
+        let let_in = request
+            .token
+            .check(authority.cluster(), now, authority.secret())
+            .and_then(|()| self.let_in(running, &request.token, &request.signing, &request.details));
+        if let Err(error) = &let_in
+            && request.token.is_genuine(authority.secret())
+        {
+            // Whoever holds a token that this cluster made is worth a line, also when strangers ask all the time.
+            tracing::warn!("a token from {} lets nobody in: {error}", request.remote);
+        }
+        let (name, extra) = let_in?;
         let state = running.control.state();
         let addresses = state.nodes.values().map(|entry| entry.cluster_address.clone()).take(16).collect();
         JoinGrant::make(authority, request, name, now, &*self.environment.random, (addresses, extra))

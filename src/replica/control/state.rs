@@ -222,6 +222,14 @@ impl ClusterState {
         decided.unwrap_or_else(Outcome::Unchanged)
     }
 
+    /// Takes all other nodes for removed: this one goes on without them.
+    pub fn keep_only(&mut self, own: NodeId) {
+        let gone = self.nodes.keys().copied().filter(|node| *node != own);
+        self.removed.extend(gone);
+        self.nodes.retain(|node, _| *node == own);
+        self.failed_over_from = None;
+    }
+
     /// Whether a node may hold a copy.
     #[must_use]
     pub fn is_data(&self, node: NodeId) -> bool {
@@ -272,6 +280,9 @@ impl ClusterState {
             return Err("no generation is left".into());
         }
         self.remember(old, FailoverReason::Force, at_ms);
+        // Nobody fails back to a node that is none.
+        let nodes = &self.nodes;
+        self.failed_over_from.take_if(|home| !nodes.contains_key(home));
         Ok(Outcome::Changed)
     }
 

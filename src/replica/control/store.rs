@@ -152,6 +152,7 @@ impl Store {
         };
         let node = BTreeMap::from([(u64::from(own.0), BasicNode::new(address))]);
         applied.membership = StoredMembership::new(Some(last), node.into());
+        applied.machine.state.keep_only(own);
         let applied_bytes = codec::encode(&applied)?;
         let (purged, identity) = (codec::encode(&last)?, codec::encode(&group)?);
         let done = change(&self.database, |transaction| {
@@ -163,6 +164,7 @@ impl Store {
             Ok(())
         });
         done.map_err(|error| device("beginning another group", error))?;
+        self.published.show(applied.machine.state.clone());
         *self.applied.lock() = applied;
         Ok(())
     }

@@ -12,12 +12,14 @@ mod secret;
 mod token;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::{CertificateDer, UnixTime};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::replica::decisions::NodeId;
+use crate::sync::Mutex;
 use crate::units::Uuid;
 
 pub use authority::{Authority, Fingerprint};
@@ -158,6 +160,29 @@ pub struct PeerIdentity {
 /// Who a certificate names (DER) that was verified before.
 pub(in crate::replica) fn read_checked(certificate: &[u8]) -> Result<PeerIdentity> {
     certificate::read(certificate).map(|(peer, _)| peer)
+}
+
+/// Who a node is now: its certificate is renewed while it runs.
+#[derive(Debug)]
+pub struct CurrentIdentity(Mutex<Arc<NodeIdentity>>);
+
+impl CurrentIdentity {
+    /// With this certificate for now.
+    #[must_use]
+    pub fn new(identity: Arc<NodeIdentity>) -> CurrentIdentity {
+        CurrentIdentity(Mutex::new(identity))
+    }
+
+    /// What is shown to others now.
+    #[must_use]
+    pub fn now(&self) -> Arc<NodeIdentity> {
+        Arc::clone(&self.0.lock())
+    }
+
+    /// From now on this is shown.
+    pub fn replace(&self, identity: Arc<NodeIdentity>) {
+        *self.0.lock() = identity;
+    }
 }
 
 /// This node's certificate and key, and the authority that all of the cluster is known by.

@@ -125,7 +125,8 @@ impl Node {
             let all = self.parts.control.state();
             let data = super::data_nodes(&all.nodes);
             let everybody = data.len() > 1 && data.iter().all(|node| record.set.contains_key(node));
-            let due = everybody && now >= state.bookmark_due_at;
+            // One that is made would do away with the bookmark at which nodes are compared.
+            let due = everybody && now >= state.bookmark_due_at && !self.verifying.is_running();
             if due {
                 state.bookmark_due_at = now + BOOKMARK_EVERY;
             }

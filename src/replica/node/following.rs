@@ -72,6 +72,30 @@ impl Node {
         }
     }
 
+    /// Ends the stream that this node follows, and takes no other one in until `release_following`.
+    ///
+    /// # Errors
+    /// `Busy` where it does not end.
+    pub(super) fn hold_following(&self) -> Result<()> {
+        let deadline = self.now() + TURN_PATIENCE;
+        let mut state = self.state.lock();
+        while state.following.active {
+            if self.now() >= deadline || !self.lives() {
+                return Err(Error::new(ErrorKind::Busy, "the stream to this node does not end"));
+            }
+            state.following.close();
+            state = self.moved.wait_for(state, self.parts.timing.heartbeat);
+        }
+        state.following.active = true;
+        Ok(())
+    }
+
+    /// Streams are taken in again.
+    pub(super) fn release_following(&self) {
+        self.state.lock().following.active = false;
+        self.moved.notify_all();
+    }
+
     /// Follows a primary's stream until it ends.
     pub(super) fn follow(self: &Arc<Node>, from: NodeId, link: Link, first: &Frame) {
         let closer = link.closer();

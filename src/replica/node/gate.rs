@@ -47,6 +47,17 @@ impl Gate {
         self.is_kept.store(true, Ordering::Release);
     }
 
+    /// Whether nothing is taken, because the node that decides is not there yet.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        matches!(*self.keeper.lock(), Keeper::Expected)
+    }
+
+    /// The array stands alone from now on.
+    pub fn release(&self) {
+        *self.keeper.lock() = Keeper::Nobody;
+    }
+
     /// From now on the node decides.
     pub fn install(&self, node: Arc<Node>) {
         let store = Arc::clone(&node.parts.store);

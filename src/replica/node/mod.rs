@@ -12,7 +12,9 @@ mod following;
 mod gate;
 mod outgoing;
 mod shipping;
+mod starting;
 pub mod status;
+pub mod verifying;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,7 +28,7 @@ use crate::replica::control::Control;
 use crate::replica::control::state::{Decision, NodeEntry, NodeKind, ReplicaMode};
 use crate::replica::decisions::{Incarnation, Member, NodeId, Position, Record, SetVersion};
 use crate::replica::epochs::Epochs;
-use crate::replica::identity::{NodeIdentity, PeerIdentity};
+use crate::replica::identity::{CurrentIdentity, PeerIdentity};
 use crate::replica::lag::Notes;
 use crate::replica::link::{Frame, Link};
 use crate::replica::ring::Ring;
@@ -46,6 +48,8 @@ pub mod frames {
     pub const ROLE: u8 = 16;
     /// The stream of operations, in either direction: messages, each with its length before it.
     pub const STREAM: u8 = 17;
+    /// A question of a primary that compares all nodes, or the answer to one.
+    pub const COMPARE: u8 = 20;
 }
 
 /// What a node is made of.
@@ -63,7 +67,7 @@ pub struct NodeParts {
     /// Who decides.
     pub control: Arc<dyn Control>,
     /// Who this node is to others.
-    pub identity: Arc<NodeIdentity>,
+    pub identity: Arc<CurrentIdentity>,
     /// The table of times.
     pub timing: Timing,
     /// Called when the primary is another one, or none: whoever is connected here is to connect anew.
@@ -80,6 +84,7 @@ pub struct Node {
     under_way: AtomicU64,
     counters: status::Counters,
     notes: Mutex<Notes>,
+    verifying: verifying::Verifying,
     stopping: AtomicBool,
     /// For those that wait for the end only.
     resting: Mutex<()>,
@@ -147,6 +152,7 @@ impl Node {
             under_way: AtomicU64::new(0),
             counters: status::Counters::default(),
             notes: Mutex::new(Notes::default()),
+            verifying: verifying::Verifying::default(),
             stopping: AtomicBool::new(false),
             resting: Mutex::new(()),
             stopped: Condition::new(),
@@ -259,6 +265,7 @@ impl Node {
         match first.kind {
             frames::ROLE => self.hear(from, link, first),
             frames::STREAM => self.follow(from, link, &first),
+            frames::COMPARE => self.answer_comparison(from, link, first),
             kind => tracing::warn!("node {} sent a frame of kind {kind}, which means nothing here", from.0),
         }
     }

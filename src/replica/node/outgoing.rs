@@ -98,7 +98,7 @@ impl Node {
                 let address =
                     self.parts.control.state().nodes.get(&to).map(|entry| entry.cluster_address.clone());
                 let Some(address) = address else { continue };
-                match link::connect(&address, &self.parts.identity, Some(to), CONNECT_PATIENCE) {
+                match link::connect(&address, &self.parts.identity.now(), Some(to), CONNECT_PATIENCE) {
                     Ok(link) => sender = Some(link.split().0),
                     Err(_) => {
                         self.rest(CONNECT_PAUSE);

@@ -136,7 +136,8 @@ impl Node {
         let peer = shipping.peer;
         let entry = self.parts.control.state().nodes.get(&peer).cloned();
         let entry = entry.ok_or_else(|| Error::new(ErrorKind::NotFound, "the node was removed"))?;
-        let link = link::connect(&entry.cluster_address, &self.parts.identity, Some(peer), CONNECT_PATIENCE)?;
+        let link =
+            link::connect(&entry.cluster_address, &self.parts.identity.now(), Some(peer), CONNECT_PATIENCE)?;
         let closer = link.closer();
         *shipping.closer.lock() = Some(link.closer());
         if !shipping.goes_on(self) {
