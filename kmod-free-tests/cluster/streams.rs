@@ -49,6 +49,8 @@ struct Pair {
     secondary_ring: Arc<Ring>,
     link: Option<Connection>,
     named: u64,
+    /// What the last stream was to send was not there any more.
+    lost: bool,
     /// Whether the last bookmark is waited for, and up to where.
     marked: Option<(Uuid, Lsn)>,
     seen: Seen,
@@ -113,6 +115,7 @@ impl Pair {
             secondary_ring,
             link: None,
             named: 0,
+            lost: false,
             marked: None,
             seen: Seen::default(),
         };
@@ -233,7 +236,8 @@ impl Pair {
             other => panic!("{other:?}"),
         };
         let shared = !standing.bookmarks.is_empty();
-        let stream = Stream::open(&self.array, &self.primary, &self.ring, &self.epochs, &standing).unwrap();
+        let open = if std::mem::take(&mut self.lost) { Stream::open_anew } else { Stream::open };
+        let stream = open(&self.array, &self.primary, &self.ring, &self.epochs, &standing).unwrap();
         match stream.progress() {
             Progress::Prefix => self.seen.went_on += 1,
             Progress::Compared { .. } if shared => self.seen.from_bookmark += 1,
@@ -256,6 +260,7 @@ impl Pair {
             assert_eq!(error.kind(), sinter::error::ErrorKind::Changed, "{error}");
             self.seen.broken_off += 1;
             self.link = None;
+            self.lost = true;
         }
     }
 

@@ -2,17 +2,21 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that fails panics")]
 
+mod asynchronous;
 #[path = "../process/client.rs"]
 #[allow(dead_code, reason = "another binary of tests uses the rest")]
 mod client;
 mod command_line;
 #[path = "../common/daemon.rs"]
 mod daemon;
+mod devices;
 mod failovers;
 #[path = "../rest/http.rs"]
 mod http;
 mod loss;
 mod passed_on;
+mod rot;
 mod routes;
+mod space;
 mod tokens;
 mod world;

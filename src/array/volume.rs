@@ -171,6 +171,17 @@ impl SharedVolume {
 
     /// Fills `buffer`; `Ok(false)` where that would have to wait and may not.
     fn fill(&self, offset: u64, buffer: &mut [u8], wait: bool) -> Result<bool> {
+        if wait {
+            return self.backing.repairing(|| self.fill_as_it_is(offset, buffer, true));
+        }
+        match self.fill_as_it_is(offset, buffer, false) {
+            // A repair would have to wait.
+            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(false),
+            other => other,
+        }
+    }
+
+    fn fill_as_it_is(&self, offset: u64, buffer: &mut [u8], wait: bool) -> Result<bool> {
         let len = buffer.len() as u64;
         self.check(offset, len)?;
         let split = Split::of(offset, len);
@@ -206,7 +217,7 @@ impl SharedVolume {
     fn changed_block(&self, edge: Option<Edge>, part: Part<'_>) -> Result<Option<(Lba, [u8; BLOCK_BYTES])>> {
         let Some(edge) = edge else { return Ok(None) };
         let mut block = [0u8; BLOCK_BYTES];
-        self.backing.store.read(self.number, edge.lba, &mut block, true)?;
+        self.backing.repairing(|| self.backing.store.read(self.number, edge.lba, &mut block, true))?;
         let place = &mut block[edge.from..edge.from + edge.len];
         match part {
             Part::Bytes(bytes) => place.copy_from_slice(bytes),
@@ -215,9 +226,13 @@ impl SharedVolume {
         Ok(Some((edge.lba, block)))
     }
 
+    fn write_whole(&self, first: Lba, blocks: &[u8]) -> Result<WriteOutcome> {
+        self.backing.told(self.backing.store.write(self.number, first, blocks))
+    }
+
     fn write_block(&self, changed: Option<(Lba, [u8; BLOCK_BYTES])>) -> Result<WriteReport> {
         match changed {
-            Some((lba, block)) => Ok(self.backing.store.write(self.number, lba, &block)?.into()),
+            Some((lba, block)) => Ok(self.write_whole(lba, &block)?.into()),
             None => Ok(WriteReport::default()),
         }
     }
@@ -230,6 +245,12 @@ impl SharedVolume {
             return Ok(WriteReport::default());
         }
         let _admission = self.backing.admit()?;
+        let blocks = BlockCount((offset + len).div_ceil(BLOCK) - offset / BLOCK);
+        let _reservation = match self.backing.reserve(blocks) {
+            // Zeros take none.
+            Err(error) if data.iter().any(|byte| *byte != 0) => return Err(error),
+            other => other.ok(),
+        };
         let split = Split::of(offset, len);
         let (head, rest) = data.split_at(split.head_len());
         let (whole, tail) = rest.split_at(rest.len() - split.tail_len());
@@ -239,7 +260,7 @@ impl SharedVolume {
         let tail = self.changed_block(split.tail, Part::Bytes(tail))?;
         let mut report = self.write_block(head)?;
         if !whole.is_empty() {
-            report = report.and(self.backing.store.write(self.number, split.first, whole)?.into());
+            report = report.and(self.write_whole(split.first, whole)?.into());
         }
         report = report.and(self.write_block(tail)?);
         self.write_ops.fetch_add(1, Ordering::Relaxed);
@@ -280,7 +301,7 @@ impl SharedVolume {
         if split.whole.0 == 0 {
             return Ok(Lsn::default());
         }
-        self.backing.store.zero(self.number, split.first, split.whole)
+        self.backing.told(self.backing.store.zero(self.number, split.first, split.whole))
     }
 
     fn block_status(&self, offset: u64, len: ByteCount, extents_max: usize) -> Result<Vec<Extent>> {

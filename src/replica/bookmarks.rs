@@ -140,6 +140,35 @@ fn bookmark(opaque: &[u8]) -> Option<Bookmark> {
     (record.purpose == SystemPurpose::Bookmark).then(|| Bookmark::decode(&record.body)).flatten()
 }
 
+/// A bookmark, as a pool has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Made {
+    /// Its id.
+    pub id: Uuid,
+    /// When it was made, in milliseconds since 1970-01-01 00:00:00 UTC.
+    pub made_ms: u64,
+    /// Its objects, one for each volume.
+    pub objects: Vec<ObjectNumber>,
+}
+
+/// All bookmarks of a pool, the oldest first.
+///
+/// # Errors
+/// `Device`, `Corrupt`.
+pub fn all(store: &Store) -> Result<Vec<Made>> {
+    let mut objects = store.objects()?;
+    objects.sort_by_key(|object| object.number);
+    let mut found: Vec<Made> = Vec::new();
+    for object in objects {
+        let Some(Bookmark { id, made_ms, .. }) = bookmark(&object.opaque) else { continue };
+        match found.iter_mut().find(|made| made.id == id) {
+            Some(made) => made.objects.push(object.number),
+            None => found.push(Made { id, made_ms, objects: vec![object.number] }),
+        }
+    }
+    Ok(found)
+}
+
 /// Makes a bookmark of all volumes; nothing where there is none. Its newest operation.
 ///
 /// # Errors

@@ -171,7 +171,7 @@ impl Follower {
             items: self.done,
             applied: if prefix { lsn } else { Lsn(0) },
             durable: if prefix { self.durable } else { Lsn(0) },
-            writable_bytes: self.store.statistics().writable_bytes,
+            writable_bytes: self.store.writable_bytes().0,
         })
     }
 

@@ -65,6 +65,10 @@ pub struct Stream {
     misses: u32,
     /// Bytes given out since the stream was opened.
     sent_bytes: u64,
+    /// Of those, pieces and payloads that were asked for.
+    comparison_bytes: u64,
+    /// Nothing more is read of what is to be compared, for now.
+    held: bool,
 }
 
 /// An item that the secondary has not answered for.
@@ -137,7 +141,37 @@ impl Stream {
         epochs: &Epochs,
         standing: &Standing,
     ) -> Result<Stream> {
-        let mut stream = Stream {
+        let mut stream = Stream::new(store, ring, standing);
+        stream.check_past(epochs, standing)?;
+        let position = standing.position;
+        let prefix = !standing.syncing && epochs.holds(position, ring.last());
+        if prefix && ring.reaches_back_to(position.lsn) {
+            stream.first.push_back(Downstream::GoOn);
+            return Ok(stream);
+        }
+        array.freeze_management(|| stream.begin_anew(standing))?;
+        Ok(stream)
+    }
+
+    /// As `open`, and the secondary is compared wherever it stands: the last stream to it ended with `Changed`.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn open_anew(
+        array: &Array,
+        store: &Arc<Store>,
+        ring: &Arc<Ring>,
+        epochs: &Epochs,
+        standing: &Standing,
+    ) -> Result<Stream> {
+        let mut stream = Stream::new(store, ring, standing);
+        stream.check_past(epochs, standing)?;
+        array.freeze_management(|| stream.begin_anew(standing))?;
+        Ok(stream)
+    }
+
+    fn new(store: &Arc<Store>, ring: &Arc<Ring>, standing: &Standing) -> Stream {
+        Stream {
             store: Arc::clone(store),
             ring: Arc::clone(ring),
             peer: standing.by,
@@ -150,7 +184,13 @@ impl Stream {
             applied: None,
             misses: 0,
             sent_bytes: 0,
-        };
+            comparison_bytes: 0,
+            held: false,
+        }
+    }
+
+    /// Whether what the secondary holds has come to be in a past that this array had.
+    fn check_past(&self, epochs: &Epochs, standing: &Standing) -> Result<()> {
         let position = standing.position;
         if position.lsn > Lsn(0) && !epochs.knows(position.epoch) && !standing.syncing {
             let what = format!(
@@ -159,13 +199,7 @@ impl Stream {
             );
             return Err(Error::new(ErrorKind::Busy, what));
         }
-        let prefix = !standing.syncing && epochs.holds(position, ring.last());
-        if prefix && ring.reaches_back_to(position.lsn) {
-            stream.first.push_back(Downstream::GoOn);
-            return Ok(stream);
-        }
-        array.freeze_management(|| stream.begin_anew(standing))?;
-        Ok(stream)
+        Ok(())
     }
 
     /// Chooses what every object begins with. No object comes or goes meanwhile, and operations on blocks that are
@@ -217,6 +251,17 @@ impl Stream {
         self.sent_bytes
     }
 
+    /// Of those, bytes of pieces, and of payloads that the secondary has asked for.
+    #[must_use]
+    pub fn comparison_bytes(&self) -> u64 {
+        self.comparison_bytes
+    }
+
+    /// Whether nothing more is compared until this is called again; operations are sent all the same.
+    pub fn hold_comparison(&mut self, held: bool) {
+        self.held = held;
+    }
+
     /// How it goes on.
     #[must_use]
     pub fn progress(&self) -> Progress {
@@ -252,6 +297,7 @@ impl Stream {
         let due = comparison.filter(|it| it.pieces.front().is_some_and(|(after, _)| *after <= sent));
         if let Some((_, piece)) = due.and_then(|comparison| comparison.pieces.pop_front()) {
             let body = Downstream::Piece(piece.clone()).encode();
+            self.comparison_bytes += body.len() as u64;
             return Ok(Some(self.give_out(&body, What::Piece(piece))));
         }
         match self.ring.get(self.sent.lsn.next()) {
@@ -272,6 +318,9 @@ impl Stream {
                 let body = Downstream::Adopt(self.sent).encode();
                 return Ok(Some(self.give_out(&body, What::Nothing)));
             }
+            if self.held {
+                return Ok(None);
+            }
             self.look()?;
             if self.comparison.as_ref().is_some_and(|comparison| !comparison.pieces.is_empty()) {
                 return self.next_frame();
@@ -283,7 +332,7 @@ impl Stream {
     /// Whether there may be more to send though nothing new was committed.
     #[must_use]
     pub fn has_more(&self) -> bool {
-        !self.is_full() && (self.comparison.is_some() || !self.first.is_empty())
+        !self.is_full() && (self.comparison.is_some() && !self.held || !self.first.is_empty())
     }
 
     /// Whether as much is on its way as may be.
@@ -365,6 +414,7 @@ impl Stream {
             .min(8 * MISSES_MANY);
         let body = Downstream::Payloads { item, payloads }.encode();
         self.sent_bytes += body.len() as u64;
+        self.comparison_bytes += body.len() as u64;
         Ok(body)
     }
 

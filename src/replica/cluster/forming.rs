@@ -203,6 +203,7 @@ impl Cluster {
                     control: Arc::clone(&control) as Arc<dyn Control>,
                     identity: Arc::clone(&identity),
                     timing: Timing::default(),
+                    upkeep: self.options.upkeep,
                     disconnect: Box::new(move || disconnect()),
                 })?;
                 data.gate.install(Arc::clone(&node));

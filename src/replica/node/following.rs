@@ -145,6 +145,14 @@ impl Node {
         let parts = &self.parts;
         let mut follower = Follower::new(Arc::clone(&parts.store), Arc::clone(&parts.ring), parts.own);
         answer(&mut sender.lock(), &follower.standing()?)?;
+        if parts.store.has_stopped() {
+            let error = Error::new(
+                ErrorKind::Stopped,
+                "this node takes no writes any more, until it is started anew",
+            );
+            answer(&mut sender.lock(), &Upstream::Refused(error.to_string()))?;
+            return Err(error);
+        }
         let syncing = Syncing::default();
         let closed = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -181,14 +189,17 @@ impl Node {
         syncing: &Syncing,
         closed: &AtomicBool,
     ) -> Result<()> {
-        let mut unanswered = 0;
+        let (mut unanswered, mut told_room) = (0, None);
         while self.lives() && !closed.load(Ordering::Acquire) {
             let wait = if unanswered > 0 { Duration::ZERO } else { self.parts.timing.heartbeat };
             let frame = if unanswered >= GROUP { None } else { receiver.receive(Some(wait))? };
             let Some(frame) = frame else {
                 follower.note_durable(syncing.lsns.lock().durable);
-                if unanswered > 0 || follower.has_news() {
+                // Room that maintenance has made is told, too: somebody may wait for it.
+                let room = Some(self.parts.store.writable_bytes());
+                if unanswered > 0 || follower.has_news() || told_room != room {
                     self.report(epoch, follower, sender)?;
+                    told_room = room;
                 }
                 unanswered = 0;
                 continue;
@@ -249,7 +260,7 @@ impl Node {
         if !self.state.lock().role.accepts(epoch) {
             return Err(Error::new(ErrorKind::NotPrimary, "a later epoch has begun"));
         }
-        let writable_bytes = self.parts.store.statistics().writable_bytes;
+        let writable_bytes = self.parts.store.writable_bytes().0;
         let told = Upstream::Applied { items: ItemNumber(0), applied: lsn, durable: lsn, writable_bytes };
         answer(&mut sender.lock(), &told)
     }

@@ -3,6 +3,7 @@
 //! All numbers are little endian, nothing is padded, and a body is as long as it says: the decoders are total, and
 //! what they allocate is a part of what they were given. The first byte of a body is the version of this wire.
 
+mod fetch;
 mod operation;
 
 use crate::format::bytes::{Append, Reader};
@@ -11,6 +12,8 @@ use crate::units::{BlockCount, Epoch, Lsn, ObjectNumber, Uuid};
 
 use super::decisions::{Incarnation, Member, NodeId, Position, SetVersion};
 use super::role::Message;
+
+pub use self::fetch::{decode_fetch, decode_fetched, encode_fetch, encode_fetched};
 
 /// The version of this wire; another one is refused.
 pub const WIRE_VERSION: u8 = 1;
