@@ -76,6 +76,7 @@ struct Seen {
     terms: u64,
     tails: u64,
     adopted: u64,
+    resumed: u64,
 }
 
 impl Pair {
@@ -237,7 +238,9 @@ impl Pair {
         };
         let shared = !standing.bookmarks.is_empty();
         let open = if std::mem::take(&mut self.lost) { Stream::open_anew } else { Stream::open };
-        let stream = open(&self.array, &self.primary, &self.ring, &self.epochs, &standing).unwrap();
+        let mut stream = open(&self.array, &self.primary, &self.ring, &self.epochs, &standing).unwrap();
+        stream.put_cursors_every(ByteCount(8 << 10));
+        self.seen.resumed += u64::from(stream.is_resumed());
         match stream.progress() {
             Progress::Prefix => self.seen.went_on += 1,
             Progress::Compared { .. } if shared => self.seen.from_bookmark += 1,
@@ -477,8 +480,10 @@ fn p7_a_secondary_that_has_caught_up_holds_the_same() {
         all.terms += seen.terms;
         all.tails += seen.tails;
         all.adopted += seen.adopted;
+        all.resumed += seen.resumed;
     }
     println!("{lives} lives: {all:?}");
     assert!(all.went_on > lives && all.from_nothing > lives / 2 && all.from_bookmark > lives / 2, "{all:?}");
+    assert!(all.resumed > lives, "{all:?}");
     assert!(all.needs > lives && all.crashes > lives && all.adopted > lives / 2, "{all:?}");
 }

@@ -7,6 +7,7 @@ mod asynchronous;
 #[allow(dead_code, reason = "another binary of tests uses the rest")]
 mod client;
 mod command_line;
+mod comparing;
 #[path = "../common/daemon.rs"]
 mod daemon;
 mod devices;

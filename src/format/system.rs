@@ -27,6 +27,8 @@ pub enum SystemPurpose {
     Bookmark,
     /// Its body is a [`KeptObjects`].
     KeptObjects,
+    /// Its body is a [`ResyncCursor`](super::cursor::ResyncCursor).
+    ResyncCursor,
 }
 
 impl SystemPurpose {
@@ -35,13 +37,19 @@ impl SystemPurpose {
             SystemPurpose::EpochHistory => 1,
             SystemPurpose::Bookmark => 2,
             SystemPurpose::KeptObjects => 3,
+            SystemPurpose::ResyncCursor => 4,
         }
     }
 
     fn from_code(code: u8) -> Option<SystemPurpose> {
-        [SystemPurpose::EpochHistory, SystemPurpose::Bookmark, SystemPurpose::KeptObjects]
-            .into_iter()
-            .find(|known| known.code() == code)
+        [
+            SystemPurpose::EpochHistory,
+            SystemPurpose::Bookmark,
+            SystemPurpose::KeptObjects,
+            SystemPurpose::ResyncCursor,
+        ]
+        .into_iter()
+        .find(|known| known.code() == code)
     }
 }
 

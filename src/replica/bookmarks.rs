@@ -96,6 +96,7 @@ impl Inventory {
     #[must_use]
     pub fn beginning(self, standing: &Standing) -> Vec<Beginning> {
         let there: BTreeSet<ObjectNumber> = standing.objects.iter().copied().collect();
+        let unfinished: BTreeSet<ObjectNumber> = standing.unfinished.iter().copied().collect();
         let common = self.bookmarks().into_iter().rfind(|id| standing.bookmarks.contains(id));
         let mut marked: BTreeMap<ObjectNumber, ObjectNumber> = BTreeMap::new();
         for (object, kind) in &self.objects {
@@ -112,14 +113,17 @@ impl Inventory {
         let unchanged = |number: ObjectNumber| number < first_mark && there.contains(&number);
         let volumes = self.volumes;
         let base = |object: &ObjectInfo, kind: &Kind| {
-            let like = |of: ObjectNumber| marked.get(&of).map_or(Base::Empty, |mark| Base::Like(*mark));
+            // What is there is worth keeping until it is overwritten: what is the same need not be sent.
+            let present = there.contains(&object.number) || unfinished.contains(&object.number);
+            let own = if present { Base::Own } else { Base::Empty };
+            let like = |of: ObjectNumber| marked.get(&of).map_or(own, |mark| Base::Like(*mark));
             match kind {
                 Kind::Bookmark { .. } if marks.contains(&object.number) || unchanged(object.number) => {
                     Base::Kept
                 }
                 Kind::Bookmark { of, .. } => like(*of),
                 Kind::Snapshot { .. } if unchanged(object.number) => Base::Kept,
-                Kind::Snapshot { of } => volumes.get(of).map_or(Base::Empty, |volume| like(*volume)),
+                Kind::Snapshot { of } => volumes.get(of).map_or(own, |volume| like(*volume)),
                 Kind::Volume => like(object.number),
                 Kind::Other => Base::Empty,
             }

@@ -148,6 +148,21 @@ impl Ring {
         (ByteCount(newest.map(|(_, bytes)| bytes).sum()), count)
     }
 
+    /// Whether everything behind `lsn` is here, and changes blocks alone: no object came, went or got another size or
+    /// content.
+    #[must_use]
+    pub fn changes_only_blocks_behind(&self, lsn: Lsn) -> bool {
+        if !self.reaches_back_to(lsn) {
+            return false;
+        }
+        let state = self.state.lock();
+        let behind = usize::try_from(state.last.0.saturating_sub(lsn.0)).unwrap_or(usize::MAX);
+        let mut newest = state.entries.iter().rev().take(behind);
+        newest.all(|(shipment, _)| {
+            matches!(shipment.operation, ShippedOperation::Write { .. } | ShippedOperation::Zero { .. })
+        })
+    }
+
     /// What is behind `lsn`, as far as it is here.
     #[must_use]
     pub fn backlog(&self, lsn: Lsn) -> Backlog {

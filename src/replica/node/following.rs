@@ -215,7 +215,7 @@ impl Node {
                         syncing.wanted.notify_all();
                     }
                     message => {
-                        if matches!(message, Downstream::Anew) {
+                        if matches!(message, Downstream::Anew | Downstream::Resume) {
                             self.state.lock().following.compared = true;
                         }
                         follower.receive(message)?;

@@ -67,28 +67,18 @@ pub(super) struct Seen {
 }
 
 /// How fast a comparison goes.
+#[derive(Clone, Copy)]
 struct Pace {
     rate: Option<ByteCount>,
     began_at: Duration,
-    sent_bytes: u64,
 }
 
 impl Pace {
-    fn new(rate: Option<ByteCount>, now: Duration) -> Pace {
-        Pace { rate, began_at: now, sent_bytes: 0 }
-    }
-
-    /// So much was sent for the comparison since it began.
-    fn sent(&mut self, bytes: u64) {
-        self.sent_bytes = bytes;
-    }
-
-    /// Whether more may be sent for it.
-    fn allows(&self, now: Duration) -> bool {
-        let Some(rate) = self.rate else { return true };
+    /// Bytes that may have been sent for it by now, if that is limited.
+    fn allowance(&self, now: Duration) -> Option<u64> {
         let elapsed = now.saturating_sub(self.began_at).as_nanos();
-        let due = u128::from(rate.0) * elapsed / 1_000_000_000;
-        u128::from(self.sent_bytes) <= due + u128::from(PACE_BYTES)
+        let due = |rate: ByteCount| u128::from(rate.0) * elapsed / 1_000_000_000 + u128::from(PACE_BYTES);
+        self.rate.map(|rate| u64::try_from(due(rate)).unwrap_or(u64::MAX))
     }
 }
 
@@ -190,7 +180,9 @@ impl Node {
             true => Stream::open_anew(array, store, ring, &epochs, &standing)?,
             false => Stream::open(array, store, ring, &epochs, &standing)?,
         };
-        if stream.progress() != Progress::Prefix {
+        if stream.is_resumed() {
+            tracing::info!("node {} is compared: that goes on where it was broken off", peer.0);
+        } else if stream.progress() != Progress::Prefix {
             tracing::info!("node {} is compared: it cannot go on from where it was", peer.0);
         }
         {
@@ -199,7 +191,7 @@ impl Node {
             *seen = Seen { connected: true, answered_at: self.now(), ..Seen::default() };
         }
         let (stream, sender) = (Mutex::new(stream), Mutex::new(sender));
-        let mut pace = Pace::new(self.parts.upkeep.resync_rate, self.now());
+        let pace = Pace { rate: self.parts.upkeep.resync_rate, began_at: self.now() };
         let broken: Mutex<Option<Error>> = Mutex::new(None);
         let answers_ended = AtomicBool::new(false);
         let unsent = std::thread::scope(|scope| {
@@ -213,9 +205,8 @@ impl Node {
             });
             let mut unsent = Ok(());
             while shipping.goes_on(self) && broken.lock().is_none() && unsent.is_ok() {
-                stream.lock().hold_comparison(!pace.allows(self.now()));
+                stream.lock().allow_comparison(pace.allowance(self.now()));
                 unsent = self.send_some(shipping, &stream, &sender, standing.by);
-                pace.sent(stream.lock().comparison_bytes());
             }
             // Who closed the connection may have said why before.
             let until = self.now() + self.parts.timing.heartbeat;
@@ -301,13 +292,13 @@ impl Node {
                     .ok_or_else(|| Error::new(ErrorKind::Invalid, "it answered with what means nothing"))?;
                 match message {
                     Upstream::Applied { items, applied, durable, writable_bytes } => {
-                        let (was_full, progress) = {
+                        let (waited, progress) = {
                             let mut stream = stream.lock();
-                            let was_full = stream.is_full();
+                            let waited = stream.waits_for_answers();
                             stream.applied(items, applied);
-                            (was_full, stream.progress())
+                            (waited, stream.progress())
                         };
-                        if was_full {
+                        if waited {
                             self.parts.ring.call();
                         }
                         {
@@ -379,14 +370,9 @@ mod tests {
     #[test]
     fn a_comparison_keeps_to_its_rate_and_to_none_where_none_is_set() {
         let at = Duration::from_millis;
-        let mut pace = Pace::new(Some(ByteCount(1 << 20)), at(5_000));
-        assert!(pace.allows(at(5_000)));
-        pace.sent(3 << 20);
-        assert!(!pace.allows(at(6_990)));
-        assert!(pace.allows(at(7_000)));
-        pace.sent((3 << 20) + 1);
-        assert!(!pace.allows(at(7_000)));
-        pace.rate = None;
-        assert!(pace.allows(at(5_000)));
+        let pace = Pace { rate: Some(ByteCount(3 << 20)), began_at: at(5_000) };
+        assert_eq!(pace.allowance(at(5_000)), Some(PACE_BYTES));
+        assert_eq!(pace.allowance(at(7_500)), Some(PACE_BYTES + 15 * (1 << 19)));
+        assert_eq!(Pace { rate: None, ..pace }.allowance(at(7_500)), None);
     }
 }
