@@ -97,7 +97,10 @@ impl Node {
             state.following.closer = None;
         }
         self.moved.notify_all();
-        if let Err(error) = ended {
+        // That it takes no writes any more, the store has said; the primary tries again and again.
+        if let Err(error) = ended
+            && error.kind() != ErrorKind::Stopped
+        {
             tracing::info!("the stream from node {} ended: {error}", from.0);
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::replica::ring::Backlog;
-use crate::units::{BlockCount, ByteCount};
+use crate::units::{BLOCK_BYTES, BlockCount, ByteCount};
 
 use super::{Node, State};
 
@@ -21,6 +21,8 @@ const IMPATIENCE: Duration = Duration::from_secs(5);
 /// Pages of metadata that an operation may fill, each with its copy's share.
 const OPERATION_PAGES: u64 = 4;
 const PAGE_BYTES: u64 = 4160;
+/// Blocks of one operation, at most.
+const OPERATION_BLOCKS_MAX: u64 = 256;
 /// What a member keeps back beyond what is counted: a part of its room for metadata that nobody can foresee.
 const MARGIN: ByteCount = ByteCount(1 << 20);
 
@@ -44,7 +46,7 @@ enum Short {
 /// What so many operations and blocks may take at most.
 fn most(operations: u64, blocks: u64) -> u64 {
     let pages = operations.saturating_mul(OPERATION_PAGES * PAGE_BYTES);
-    pages.saturating_add(BlockCount(blocks).bytes().0)
+    pages.saturating_add(blocks.saturating_mul(BLOCK_BYTES as u64))
 }
 
 impl Node {
@@ -93,9 +95,17 @@ impl Node {
         }
         for node in state.role.record().set.keys() {
             let Some(shipping) = state.shipping.get(node) else { continue };
-            let seen = shipping.figures.state.lock().clone();
-            let Some(writable) = seen.writable.filter(|_| seen.connected) else { continue };
-            let Backlog { operations, blocks } = self.parts.ring.backlog(seen.applied);
+            let (writable, applied) = {
+                let seen = shipping.figures.state.lock();
+                (seen.writable.filter(|_| seen.connected), seen.applied)
+            };
+            let Some(writable) = writable else { continue };
+            let behind = self.parts.ring.last().0.saturating_sub(applied.0);
+            let blocks_max = behind.saturating_mul(OPERATION_BLOCKS_MAX);
+            if writable.0 >= most(behind + 1, blocks_max.saturating_add(reserved)).saturating_add(MARGIN.0) {
+                continue;
+            }
+            let Backlog { operations, blocks } = self.parts.ring.backlog(applied);
             if writable.0 < most(operations + 1, blocks + reserved) + MARGIN.0 {
                 let entry = self.parts.control.state().nodes.get(node).map(|entry| entry.name.clone());
                 return Some(Short::Member(entry.unwrap_or_else(|| node.0.to_string())));
