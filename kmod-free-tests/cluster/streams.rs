@@ -49,6 +49,8 @@ struct Pair {
     secondary_ring: Arc<Ring>,
     link: Option<Connection>,
     named: u64,
+    /// What the last stream was to send was not there any more.
+    lost: bool,
     /// Whether the last bookmark is waited for, and up to where.
     marked: Option<(Uuid, Lsn)>,
     seen: Seen,
@@ -74,6 +76,7 @@ struct Seen {
     terms: u64,
     tails: u64,
     adopted: u64,
+    resumed: u64,
 }
 
 impl Pair {
@@ -113,6 +116,7 @@ impl Pair {
             secondary_ring,
             link: None,
             named: 0,
+            lost: false,
             marked: None,
             seen: Seen::default(),
         };
@@ -233,7 +237,10 @@ impl Pair {
             other => panic!("{other:?}"),
         };
         let shared = !standing.bookmarks.is_empty();
-        let stream = Stream::open(&self.array, &self.primary, &self.ring, &self.epochs, &standing).unwrap();
+        let open = if std::mem::take(&mut self.lost) { Stream::open_anew } else { Stream::open };
+        let mut stream = open(&self.array, &self.primary, &self.ring, &self.epochs, &standing).unwrap();
+        stream.put_cursors_every(ByteCount(8 << 10));
+        self.seen.resumed += u64::from(stream.is_resumed());
         match stream.progress() {
             Progress::Prefix => self.seen.went_on += 1,
             Progress::Compared { .. } if shared => self.seen.from_bookmark += 1,
@@ -256,6 +263,7 @@ impl Pair {
             assert_eq!(error.kind(), sinter::error::ErrorKind::Changed, "{error}");
             self.seen.broken_off += 1;
             self.link = None;
+            self.lost = true;
         }
     }
 
@@ -472,8 +480,10 @@ fn p7_a_secondary_that_has_caught_up_holds_the_same() {
         all.terms += seen.terms;
         all.tails += seen.tails;
         all.adopted += seen.adopted;
+        all.resumed += seen.resumed;
     }
     println!("{lives} lives: {all:?}");
     assert!(all.went_on > lives && all.from_nothing > lives / 2 && all.from_bookmark > lives / 2, "{all:?}");
+    assert!(all.resumed > lives, "{all:?}");
     assert!(all.needs > lives && all.crashes > lives && all.adopted > lives / 2, "{all:?}");
 }

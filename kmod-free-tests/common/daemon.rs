@@ -48,7 +48,17 @@ impl Drop for Scratch {
 
 /// The `sinter` command, seeing nothing of the user's own configuration and data.
 pub(crate) fn sinter(home: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sinter"));
+    seeing_nothing(Command::new(env!("CARGO_BIN_EXE_sinter")), home)
+}
+
+/// The same, and a limit to the size of its files is an error of a device, not the end of the process.
+fn sinter_under_limits(home: &Path) -> Command {
+    let mut command = Command::new("env");
+    command.args(["--ignore-signal=XFSZ", env!("CARGO_BIN_EXE_sinter")]);
+    seeing_nothing(command, home)
+}
+
+fn seeing_nothing(mut command: Command, home: &Path) -> Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("SINTER_") {
             command.env_remove(name);
@@ -106,7 +116,7 @@ impl Daemon {
         log: Stdio,
         environment: &[(&str, &str)],
     ) -> Daemon {
-        let mut child = sinter(data)
+        let mut child = sinter_under_limits(data)
             .envs(environment.iter().copied())
             .args(["serve", "--api", "127.0.0.1:0", "--nbd", "127.0.0.1:0", "--data-dir"])
             .arg(data)

@@ -62,27 +62,41 @@ fn p7_what_was_acknowledged_is_there_after_every_failover() {
 }
 
 /// `sinter attach`, running; ended where the test ends.
-struct Attached(std::process::Child);
+pub(crate) struct Attached {
+    child: std::process::Child,
+    pub(crate) uri: String,
+}
+
+impl Attached {
+    /// To the volume `disk`, over any of the nodes.
+    pub(crate) fn to(world: &World, nodes: &[&str]) -> Attached {
+        let socket = world.path("attached.sock");
+        let unix = |name: &&str| format!("unix:{}", world.node(name).socket().display());
+        let nodes: Vec<String> = nodes.iter().map(unix).collect();
+        let mut command = sinter(&world.path(""));
+        command.args(["attach", &format!("{}/disk", nodes.join(",")), "--unix"]).arg(&socket);
+        let child = command.spawn().unwrap();
+        let uri = format!("nbd+unix:///disk?socket={}", socket.display());
+        let attached = Attached { child, uri };
+        until("attach serves", || socket.exists());
+        attached
+    }
+}
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
 #[test]
 fn p7_a_client_of_attach_notices_no_failover() {
     let mut world = World::formed();
-    let socket = world.path("attached.sock");
-    let nodes = ["a", "b"].map(|name| format!("unix:{}", world.node(name).socket().display()));
-    let mut command = sinter(&world.path(""));
-    command.args(["attach", &format!("{}/disk", nodes.join(",")), "--unix"]).arg(&socket);
-    let _attached = Attached(command.spawn().unwrap());
-    until("attach serves", || socket.exists());
-    let uri = format!("nbd+unix:///disk?socket={}", socket.display());
+    let attached = Attached::to(&world, &["a", "b"]);
+    let uri = &attached.uri;
     let journal = Journal::new(world.path("journal"));
-    let writing = journal.write(&uri, 7, BLOCKS, Some(REQUESTS));
+    let writing = journal.write(uri, 7, BLOCKS, Some(REQUESTS));
     for round in 0..4 {
         let (old, new) = if round % 2 == 0 { ("a", "b") } else { ("b", "a") };
         std::thread::park_timeout(Duration::from_millis(300));
@@ -98,5 +112,5 @@ fn p7_a_client_of_attach_notices_no_failover() {
     let ended = writing.ended();
     assert_eq!(ended.unanswered, 0);
     assert!(ended.acknowledged > REQUESTS * 9 / 10, "all but flushes: {ended:?}");
-    assert!(journal.verify(&uri) > 0);
+    assert!(journal.verify(uri) > 0);
 }

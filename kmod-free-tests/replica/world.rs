@@ -25,38 +25,78 @@ pub(crate) struct World {
     pub(crate) a: Option<Daemon>,
     pub(crate) b: Option<Daemon>,
     witness: Option<Child>,
+    wishes: Wishes,
 }
 
-/// The arguments and the environment of a small node.
-fn small(directory: &Path, name: &str) -> (String, [(&'static str, String); 4]) {
-    let environment = [
-        ("SINTER_CLUSTER_NAME", name.to_owned()),
-        ("SINTER_MEMORY_METADATA", "16MiB".to_owned()),
-        ("SINTER_MEMORY_INDEX", "16MiB".to_owned()),
-        ("SINTER_MEMORY_REQUESTS", "33MiB".to_owned()),
-    ];
-    (format!("{},size=256MiB", directory.join("pool").display()), environment)
+/// How a world differs from others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wishes {
+    /// The sizes of the pools of `a` and `b`.
+    pub(crate) pools: [&'static str; 2],
+    /// What `--volume` makes.
+    pub(crate) volume: &'static str,
+    /// How `b` follows.
+    pub(crate) mode_of_b: &'static str,
+    /// More of the environment of both.
+    pub(crate) environment: &'static [(&'static str, &'static str)],
+}
+
+impl Default for Wishes {
+    fn default() -> Wishes {
+        let pools = ["256MiB"; 2];
+        Wishes { pools, volume: "disk:16MiB", mode_of_b: "sync", environment: &[] }
+    }
+}
+
+impl Wishes {
+    /// The arguments and the environment of a small node.
+    fn small(&self, directory: &Path, name: &str) -> (String, Vec<(&'static str, String)>) {
+        let mut environment = vec![
+            ("SINTER_CLUSTER_NAME", name.to_owned()),
+            ("SINTER_MEMORY_METADATA", "16MiB".to_owned()),
+            ("SINTER_MEMORY_INDEX", "16MiB".to_owned()),
+            ("SINTER_MEMORY_REQUESTS", "33MiB".to_owned()),
+        ];
+        environment.extend(self.environment.iter().map(|(key, value)| (*key, (*value).to_owned())));
+        if name == "b" {
+            environment.push(("SINTER_CLUSTER_MODE", self.mode_of_b.to_owned()));
+        }
+        let pool = self.pools[usize::from(name == "b")];
+        (format!("{},size={pool}", directory.join("pool").display()), environment)
+    }
 }
 
 impl World {
     /// One node, which is in no cluster yet, with a volume `disk`.
     pub(crate) fn alone() -> World {
-        let mut world = World { scratch: Scratch::new(), a: None, b: None, witness: None };
-        world.a = Some(world.start("a", &["--volume", "disk:16MiB"]));
+        World::alone_as(Wishes::default())
+    }
+
+    fn alone_as(wishes: Wishes) -> World {
+        let mut world = World { scratch: Scratch::new(), a: None, b: None, witness: None, wishes };
+        world.a = Some(world.start("a", &["--volume", wishes.volume]));
         world
     }
 
     /// Two nodes in sync, and a witness that votes.
     pub(crate) fn formed() -> World {
-        let mut world = World::alone();
+        World::formed_as(Wishes::default())
+    }
+
+    /// The same, with wishes; what follows asynchronously is not waited for.
+    pub(crate) fn formed_as(wishes: Wishes) -> World {
+        let mut world = World::alone_as(wishes);
         let made = send(world.url("a"), "POST", "/api/v1/cluster/init", "{}");
         assert_eq!(made.status, 201, "{}", String::from_utf8_lossy(&made.body));
         let made = made.json();
         world.b = Some(world.start("b", &["--join", made["data_token"].as_str().unwrap()]));
         world.witness = Some(world.start_witness(made["witness_token"].as_str().unwrap()));
-        world.until_in_sync("a");
+        if wishes.mode_of_b == "sync" {
+            world.until_in_sync("a");
+        }
         until("the nodes have said where they serve", || member(world.url("a"), "b")["url"].is_string());
-        until("three nodes vote", || members(world.url("a"))["voters"].as_array().unwrap().len() == 3);
+        let voters = || members(world.url("a"))["voters"].as_array().unwrap().len();
+        until("three nodes vote", || voters() == 3 || wishes.mode_of_b != "sync");
         world
     }
 
@@ -64,7 +104,7 @@ impl World {
     pub(crate) fn start(&self, name: &str, arguments: &[&str]) -> Daemon {
         let directory = self.scratch.join(name);
         std::fs::create_dir_all(&directory).unwrap();
-        let (device, environment) = small(&directory, name);
+        let (device, environment) = self.wishes.small(&directory, name);
         let environment: Vec<(&str, &str)> =
             environment.iter().map(|(key, value)| (*key, value.as_str())).collect();
         let arguments = [&["--device", &device], arguments].concat();
@@ -92,7 +132,7 @@ impl World {
     pub(crate) fn refused(&self, name: &str, arguments: &[&str]) -> Output {
         let directory = self.scratch.join(name);
         std::fs::create_dir_all(&directory).unwrap();
-        let (device, environment) = small(&directory, name);
+        let (device, environment) = self.wishes.small(&directory, name);
         let mut command = sinter(&directory);
         command.envs(environment).args(["serve", "--api", "127.0.0.1:0", "--nbd", "127.0.0.1:0"]);
         command.args(["--device", &device, "--data-dir"]).arg(&directory).args(arguments);
@@ -202,4 +242,11 @@ pub(crate) fn base64(text: &str) -> String {
 
 pub(crate) fn both(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// What a metric of a node says, labels among its name.
+pub(crate) fn metric(url: &str, name: &str) -> Option<f64> {
+    let page = String::from_utf8(get(url, "/metrics").body).unwrap();
+    let line = page.lines().find(|line| line.split(' ').next() == Some(name));
+    line.and_then(|line| line.split(' ').next_back()?.parse().ok())
 }

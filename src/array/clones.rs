@@ -105,7 +105,7 @@ impl Array {
         let opaque = record.encode()?;
         self.catalog.lock().check_free(&record.name, record.id)?;
         let request = CloneRequest { source: source.shared.number(), opaque: &opaque };
-        let (numbers, lsn) = self.store.clone_objects(&[request])?;
+        let (numbers, lsn) = self.backing.told(self.store.clone_objects(&[request]))?;
         let number = numbers
             .first()
             .copied()
@@ -129,7 +129,12 @@ impl Array {
         // A block that was read before the restore must not be written back after it.
         let held = target.shared.hold_partial_writes();
         let (target_number, source_number) = (target.shared.number(), source.shared.number());
-        let lsn = self.store.restore_object(target_number, source_number, size.blocks(), &opaque)?;
+        let lsn = self.backing.told(self.store.restore_object(
+            target_number,
+            source_number,
+            size.blocks(),
+            &opaque,
+        ))?;
         target.shared.set_size(size);
         drop(held);
         let entry = target.with(record, &opaque);

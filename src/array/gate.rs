@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::store::Store;
 use crate::units::{BlockCount, Lba, Lsn, ObjectNumber};
 
@@ -17,6 +17,20 @@ pub trait CommitGate: Send + Sync {
 
     /// What was taken has been committed, or not; called once for each success of `admit`, before it is answered.
     fn done(&self);
+
+    /// Sets room aside for a write of so many blocks wherever it must be held, until `release` gives it back. May wait.
+    ///
+    /// # Errors
+    /// `NoSpace` where there is none.
+    fn reserve(&self, blocks: BlockCount) -> Result<()> {
+        let _ = blocks;
+        Ok(())
+    }
+
+    /// Gives back what was set aside; called once for each success of `reserve`.
+    fn release(&self, blocks: BlockCount) {
+        let _ = blocks;
+    }
 
     /// Returns when every member of the in-sync set has applied everything up to `lsn`, which has been handed to the
     /// operating system here.
@@ -37,6 +51,17 @@ pub trait CommitGate: Send + Sync {
     /// # Errors
     /// `NotPrimary`, `NoQuorum`: what was read may be old.
     fn may_answer_read(&self, object: ObjectNumber, first: Lba, count: BlockCount) -> Result<()>;
+
+    /// A commit, or making it safe, has failed here with this error: the one that the client is told. Where another
+    /// node takes over it is `NotPrimary`: whoever asks again is heard there.
+    fn failed(&self, error: Error) -> Error {
+        error
+    }
+
+    /// Looks for good copies of blocks here that have failed their check; whether any is good again. May wait.
+    fn repair(&self) -> bool {
+        false
+    }
 
     /// As `may_answer_read`, but `Ok(false)` where that would have to wait.
     ///
@@ -64,16 +89,45 @@ impl Backing {
         Ok(Admission(gate))
     }
 
+    /// Sets room aside for a write of so many blocks, until what is returned is dropped.
+    pub(super) fn reserve(&self, blocks: BlockCount) -> Result<Reservation<'_>> {
+        let gate = self.gate.as_deref();
+        gate.map_or(Ok(()), |gate| gate.reserve(blocks))?;
+        Ok(Reservation(gate, blocks))
+    }
+
     /// Returns when a write up to `lsn` may be answered.
     pub(super) fn acknowledge(&self, lsn: Lsn) -> Result<()> {
-        self.store.write_out(lsn)?;
+        self.told(self.store.write_out(lsn))?;
         self.gate.as_ref().map_or(Ok(()), |gate| gate.acknowledged(lsn))
     }
 
     /// Returns when everything up to `lsn` is durable wherever it must be.
     pub(super) fn make_durable(&self, lsn: Lsn) -> Result<()> {
-        self.store.make_durable(lsn)?;
+        self.told(self.store.make_durable(lsn))?;
         self.gate.as_ref().map_or(Ok(()), |gate| gate.durable(lsn))
+    }
+
+    /// Carries out what reads, and does so again as long as damaged blocks that it meets can be repaired.
+    pub(super) fn repairing<T>(&self, mut read: impl FnMut() -> Result<T>) -> Result<T> {
+        loop {
+            match read() {
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    if !self.gate.as_ref().is_some_and(|gate| gate.repair()) {
+                        return Err(error);
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// What a client is told of a commit here.
+    pub(super) fn told<T>(&self, outcome: Result<T>) -> Result<T> {
+        match &self.gate {
+            Some(gate) => outcome.map_err(|error| gate.failed(error)),
+            None => outcome,
+        }
     }
 
     /// Returns when what was read of a range may be given out; `Ok(false)` where that would have to wait and may
@@ -100,6 +154,17 @@ impl Drop for Admission<'_> {
     fn drop(&mut self) {
         if let Some(gate) = self.0 {
             gate.done();
+        }
+    }
+}
+
+/// Room that is set aside.
+pub(super) struct Reservation<'a>(Option<&'a dyn CommitGate>, BlockCount);
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if let Some(gate) = self.0 {
+            gate.release(self.1);
         }
     }
 }

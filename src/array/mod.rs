@@ -237,7 +237,7 @@ impl Array {
         let opaque = record.encode()?;
         let management = self.manage()?;
         self.catalog.lock().check_free(&record.name, record.id)?;
-        let (number, lsn) = self.store.create_object(record.size.blocks(), &opaque)?;
+        let (number, lsn) = self.backing.told(self.store.create_object(record.size.blocks(), &opaque))?;
         let entry = Entry::new(&self.backing, number, record, &opaque);
         self.catalog.lock().insert(entry.clone());
         drop(management);
@@ -380,7 +380,7 @@ impl Array {
 
     /// Deletes the object of what was taken out of the catalog, or puts it back where that fails.
     fn delete_object(&self, entry: &Entry) -> Result<Lsn> {
-        self.store.delete_object(entry.shared.number()).map_err(|error| {
+        self.backing.told(self.store.delete_object(entry.shared.number())).map_err(|error| {
             entry.shared.set_deleted(false);
             self.catalog.lock().insert(entry.clone());
             error.context(format!("{} was not deleted", entry.record.name))
@@ -396,7 +396,11 @@ impl Array {
         record.updated_ms = record.updated_ms.max(self.now_ms());
         let opaque = record.encode()?;
         self.catalog.lock().check_free(&record.name, record.id)?;
-        let lsn = self.store.update_object(entry.shared.number(), record.size.blocks(), &opaque)?;
+        let lsn = self.backing.told(self.store.update_object(
+            entry.shared.number(),
+            record.size.blocks(),
+            &opaque,
+        ))?;
         entry.shared.set_size(record.size);
         let entry = entry.with(record, &opaque);
         self.catalog.lock().insert(entry.clone());

@@ -73,7 +73,7 @@ impl Array {
             .zip(&planned)
             .map(|(source, (_, opaque))| CloneRequest { source: *source, opaque })
             .collect();
-        let (numbers, lsn) = self.store.clone_objects(&requests)?;
+        let (numbers, lsn) = self.backing.told(self.store.clone_objects(&requests))?;
         let entries: Vec<Entry> = planned
             .into_iter()
             .zip(numbers)
@@ -198,7 +198,8 @@ impl Array {
             let kind = RecordKind::Snapshot { of: *id, of_name: name.clone() };
             let record = Record { kind, ..entry.record.clone() };
             let Ok(opaque) = record.encode() else { continue };
-            match self.store.update_object(entry.shared.number(), record.size.blocks(), &opaque) {
+            let update = self.store.update_object(entry.shared.number(), record.size.blocks(), &opaque);
+            match self.backing.told(update) {
                 Ok(_) => self.catalog.lock().insert(entry.with(record, &opaque)),
                 Err(error) if error.kind() == ErrorKind::NoSpace => {}
                 Err(error) => return Err(error.context(format!("naming volume {name} in its snapshots"))),

@@ -175,6 +175,17 @@ impl SharedVolume {
 
     /// Fills `buffer`; `Ok(false)` where that would have to wait and may not.
     fn fill(&self, offset: u64, buffer: &mut [u8], wait: bool) -> Result<bool> {
+        if wait {
+            return self.backing.repairing(|| self.fill_as_it_is(offset, buffer, true));
+        }
+        match self.fill_as_it_is(offset, buffer, false) {
+            // A repair would have to wait.
+            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(false),
+            other => other,
+        }
+    }
+
+    fn fill_as_it_is(&self, offset: u64, buffer: &mut [u8], wait: bool) -> Result<bool> {
         let len = buffer.len() as u64;
         self.check(offset, len)?;
         let split = Split::of(offset, len);
@@ -210,7 +221,7 @@ impl SharedVolume {
     fn changed_block(&self, edge: Option<Edge>, part: Edit<'_>) -> Result<Option<(Lba, [u8; BLOCK_BYTES])>> {
         let Some(edge) = edge else { return Ok(None) };
         let mut block = [0u8; BLOCK_BYTES];
-        self.backing.store.read(self.number, edge.lba, &mut block, true)?;
+        self.backing.repairing(|| self.backing.store.read(self.number, edge.lba, &mut block, true))?;
         let place = &mut block[edge.from..edge.from + edge.len];
         match part {
             Edit::Bytes(bytes) => place.copy_from_slice(bytes),
@@ -219,13 +230,17 @@ impl SharedVolume {
         Ok(Some((edge.lba, block)))
     }
 
+    fn write_whole(&self, first: Lba, blocks: &[u8], part: Option<&Part>) -> Result<WriteOutcome> {
+        self.backing.told(self.backing.store.write_part(self.number, first, blocks, part))
+    }
+
     fn write_block(
         &self,
         changed: Option<(Lba, [u8; BLOCK_BYTES])>,
         part: Option<&Part>,
     ) -> Result<WriteReport> {
         match changed {
-            Some((lba, block)) => Ok(self.backing.store.write_part(self.number, lba, &block, part)?.into()),
+            Some((lba, block)) => Ok(self.write_whole(lba, &block, part)?.into()),
             None => Ok(WriteReport::default()),
         }
     }
@@ -258,6 +273,12 @@ impl SharedVolume {
         };
         let data = &data[usize::try_from(before).unwrap_or(data.len())..];
         let len = data.len() as u64;
+        let blocks = BlockCount((offset + before + len).div_ceil(BLOCK) - (offset + before) / BLOCK);
+        let _reservation = match self.backing.reserve(blocks) {
+            // Zeros take none.
+            Err(error) if data.iter().any(|byte| *byte != 0) => return Err(error),
+            other => other.ok(),
+        };
         let split = Split::of(offset + before, len);
         let (head, rest) = data.split_at(split.head_len());
         let (whole, tail) = rest.split_at(rest.len() - split.tail_len());
@@ -268,9 +289,7 @@ impl SharedVolume {
         let steps = Steps::of(request, before, &split);
         let mut report = self.write_block(head, steps.head.as_ref())?;
         if !whole.is_empty() {
-            let written =
-                self.backing.store.write_part(self.number, split.first, whole, steps.whole.as_ref())?;
-            report = report.and(written.into());
+            report = report.and(self.write_whole(split.first, whole, steps.whole.as_ref())?.into());
         }
         report = report.and(self.write_block(tail, steps.tail.as_ref())?);
         self.write_ops.fetch_add(1, Ordering::Relaxed);
@@ -321,7 +340,7 @@ impl SharedVolume {
         if split.whole.0 == 0 {
             return Ok(Lsn::default());
         }
-        self.backing.store.zero_part(self.number, split.first, split.whole, part)
+        self.backing.told(self.backing.store.zero_part(self.number, split.first, split.whole, part))
     }
 
     fn block_status(&self, offset: u64, len: ByteCount, extents_max: usize) -> Result<Vec<Extent>> {

@@ -32,6 +32,7 @@ use crate::replica::identity::PeerRole;
 use crate::replica::identity::Token;
 use crate::replica::link;
 use crate::replica::node::Gate;
+use crate::replica::node::Upkeep;
 use crate::replica::ring::Ring;
 use crate::store::Environment;
 use crate::store::Store;
@@ -75,6 +76,7 @@ pub(super) fn options(config: &Config, data_directory: &Path) -> ClusterOptions 
         api_address: None,
         nbd_address: None,
         asynchronous: config.cluster_asynchronous,
+        upkeep: Upkeep { bookmark_keep: config.bookmark_keep, resync_rate: config.resync_rate },
     }
 }
 

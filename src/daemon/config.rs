@@ -62,6 +62,10 @@ pub struct Config {
     pub log_sync_after: Duration,
     /// What a scrub reads in a second.
     pub scrub_rate: ByteCount,
+    /// What is sent in a second to a node that is compared; `None` is no limit.
+    pub resync_rate: Option<ByteCount>,
+    /// For how long a bookmark is kept for a node that is away.
+    pub bookmark_keep: Duration,
 }
 
 impl Default for Config {
@@ -86,6 +90,8 @@ impl Default for Config {
             checkpoint_log_bytes: ByteCount(512 << 20),
             log_sync_after: Duration::from_millis(100),
             scrub_rate: ByteCount(64 << 20),
+            resync_rate: None,
+            bookmark_keep: Duration::from_secs(30 * 24 * 3600),
         }
     }
 }

@@ -347,6 +347,35 @@ pub static KEYS: &[Key] = &[
         show: |config| Given::One(show_size(config.scrub_rate)),
         ..TEXT
     },
+    Key {
+        name: "resync.rate",
+        default: "none",
+        help: "what a node that is compared is sent in a second, at least 1MiB, or none for no limit",
+        set: |config, given| {
+            config.resync_rate = match one(given)? {
+                "none" => None,
+                text => Some(size(text, BUDGET_MIN)?),
+            };
+            Ok(())
+        },
+        show: |config| Given::One(config.resync_rate.map_or_else(|| "none".to_owned(), show_size)),
+        ..TEXT
+    },
+    Key {
+        name: "bookmark.keep",
+        default: "30d",
+        help: "for how long a bookmark is kept for a node that is away, 1s to 3650d",
+        set: |config, given| {
+            let duration = parse_duration(one(given)?)?;
+            if !(Duration::from_secs(1)..=Duration::from_secs(3650 * 24 * 3600)).contains(&duration) {
+                return Err("it lies between 1s and 3650d".to_owned());
+            }
+            config.bookmark_keep = duration;
+            Ok(())
+        },
+        show: |config| Given::One(show_duration(config.bookmark_keep)),
+        ..TEXT
+    },
 ];
 
 fn one(given: &Given) -> Result<&str, String> {

@@ -65,7 +65,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 #[must_use]
 pub fn show_duration(duration: Duration) -> String {
     let microseconds = duration.as_micros();
-    for (unit, length) in [("h", 3_600_000_000), ("min", 60_000_000), ("s", 1_000_000), ("ms", 1_000)] {
+    let units =
+        [("d", 86_400_000_000), ("h", 3_600_000_000), ("min", 60_000_000), ("s", 1_000_000), ("ms", 1_000)];
+    for (unit, length) in units {
         if microseconds >= length && microseconds.is_multiple_of(length) {
             return format!("{}{unit}", microseconds / length);
         }

@@ -7,6 +7,7 @@
 pub mod batch;
 pub mod bytes;
 pub mod catalog;
+pub mod cursor;
 pub mod location;
 pub mod objects;
 pub mod operation;

@@ -29,6 +29,8 @@ pub enum SystemPurpose {
     KeptObjects,
     /// Its body is a [`HistoryId`].
     HistoryId,
+    /// Its body is a [`ResyncCursor`](super::cursor::ResyncCursor).
+    ResyncCursor,
 }
 
 impl SystemPurpose {
@@ -38,6 +40,7 @@ impl SystemPurpose {
             SystemPurpose::Bookmark => 2,
             SystemPurpose::KeptObjects => 3,
             SystemPurpose::HistoryId => 4,
+            SystemPurpose::ResyncCursor => 5,
         }
     }
 
@@ -47,6 +50,7 @@ impl SystemPurpose {
             SystemPurpose::Bookmark,
             SystemPurpose::KeptObjects,
             SystemPurpose::HistoryId,
+            SystemPurpose::ResyncCursor,
         ];
         known.into_iter().find(|known| known.code() == code)
     }

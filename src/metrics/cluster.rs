@@ -80,6 +80,12 @@ pub(super) static METRICS: &[Metric] = &[
         read: |from, to| each_peer(from, to, |peer| peer.resync_remaining.0),
     },
     Metric {
+        name: "sinter_bookmark_bytes",
+        kind: Kind::Gauge,
+        help: "Bytes that only bookmarks hold on this node, kept for nodes that come back; found every few minutes.",
+        read: |from, to| node(from, to, |it| it.node.bookmark_bytes.0),
+    },
+    Metric {
         name: "sinter_replica_shipped_bytes",
         kind: Kind::Gauge,
         help: "Bytes sent to the other node in this term; said by the primary.",
@@ -101,6 +107,12 @@ pub(super) static METRICS: &[Metric] = &[
                 to.summary(&[], totals.replicated, totals.waited.as_secs_f64());
             }
         },
+    },
+    Metric {
+        name: "sinter_replica_repaired_blocks_total",
+        kind: Kind::Counter,
+        help: "Damaged blocks of this node that were fetched from another one and written anew.",
+        read: |from, to| node(from, to, |it| it.node.totals.repaired_blocks),
     },
     Metric {
         name: "sinter_replica_failed_requests_total",

@@ -96,6 +96,7 @@ impl Inventory {
     #[must_use]
     pub fn beginning(self, standing: &Standing) -> Vec<Beginning> {
         let there: BTreeSet<ObjectNumber> = standing.objects.iter().copied().collect();
+        let unfinished: BTreeSet<ObjectNumber> = standing.unfinished.iter().copied().collect();
         let common = self.bookmarks().into_iter().rfind(|id| standing.bookmarks.contains(id));
         let mut marked: BTreeMap<ObjectNumber, ObjectNumber> = BTreeMap::new();
         for (object, kind) in &self.objects {
@@ -112,14 +113,17 @@ impl Inventory {
         let unchanged = |number: ObjectNumber| number < first_mark && there.contains(&number);
         let volumes = self.volumes;
         let base = |object: &ObjectInfo, kind: &Kind| {
-            let like = |of: ObjectNumber| marked.get(&of).map_or(Base::Empty, |mark| Base::Like(*mark));
+            // What is there is worth keeping until it is overwritten: what is the same need not be sent.
+            let present = there.contains(&object.number) || unfinished.contains(&object.number);
+            let own = if present { Base::Own } else { Base::Empty };
+            let like = |of: ObjectNumber| marked.get(&of).map_or(own, |mark| Base::Like(*mark));
             match kind {
                 Kind::Bookmark { .. } if marks.contains(&object.number) || unchanged(object.number) => {
                     Base::Kept
                 }
                 Kind::Bookmark { of, .. } => like(*of),
                 Kind::Snapshot { .. } if unchanged(object.number) => Base::Kept,
-                Kind::Snapshot { of } => volumes.get(of).map_or(Base::Empty, |volume| like(*volume)),
+                Kind::Snapshot { of } => volumes.get(of).map_or(own, |volume| like(*volume)),
                 Kind::Volume => like(object.number),
                 Kind::Other => Base::Empty,
             }
@@ -138,6 +142,35 @@ impl Inventory {
 fn bookmark(opaque: &[u8]) -> Option<Bookmark> {
     let record = SystemRecord::decode(opaque).ok()?;
     (record.purpose == SystemPurpose::Bookmark).then(|| Bookmark::decode(&record.body)).flatten()
+}
+
+/// A bookmark, as a pool has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Made {
+    /// Its id.
+    pub id: Uuid,
+    /// When it was made, in milliseconds since 1970-01-01 00:00:00 UTC.
+    pub made_ms: u64,
+    /// Its objects, one for each volume.
+    pub objects: Vec<ObjectNumber>,
+}
+
+/// All bookmarks of a pool, the oldest first.
+///
+/// # Errors
+/// `Device`, `Corrupt`.
+pub fn all(store: &Store) -> Result<Vec<Made>> {
+    let mut objects = store.objects()?;
+    objects.sort_by_key(|object| object.number);
+    let mut found: Vec<Made> = Vec::new();
+    for object in objects {
+        let Some(Bookmark { id, made_ms, .. }) = bookmark(&object.opaque) else { continue };
+        match found.iter_mut().find(|made| made.id == id) {
+            Some(made) => made.objects.push(object.number),
+            None => found.push(Made { id, made_ms, objects: vec![object.number] }),
+        }
+    }
+    Ok(found)
 }
 
 /// Makes a bookmark of all volumes; nothing where there is none. Its newest operation.

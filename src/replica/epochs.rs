@@ -62,6 +62,12 @@ impl Epochs {
         }
     }
 
+    /// The newest epoch that has begun.
+    #[must_use]
+    pub fn newest(&self) -> Option<Epoch> {
+        self.history.starts().last().map(|start| start.epoch)
+    }
+
     /// Whether an epoch is one of this array's, as far as is remembered.
     #[must_use]
     pub fn knows(&self, epoch: Epoch) -> bool {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::cursor::ResyncCursor;
 use crate::format::system::{KeptObjects, SystemPurpose, SystemRecord};
 use crate::store::{Applied, CloneRecord, Shipment, ShippedMapping, ShippedOperation, ShippedPayload, Store};
 use crate::units::{BlockCount, Lsn, ObjectNumber};
@@ -23,6 +24,9 @@ const GROUP: usize = 64;
 /// The object in which a node that is being compared notes which others are whole: the highest number there is, which no
 /// object of the array has.
 const KEPT_NOTE: ObjectNumber = ObjectNumber(1 << 62);
+
+/// The object in which it notes how far the comparison has come: no object of the array has this number either.
+const CURSOR_NOTE: ObjectNumber = ObjectNumber((1 << 62) - 1);
 
 /// The machine.
 pub struct Follower {
@@ -85,9 +89,13 @@ impl Follower {
     pub fn standing(&self) -> Result<Upstream> {
         let (epoch, lsn) = self.store.position();
         let mut inventory = Inventory::of(&self.store)?;
+        let (mut unfinished, mut cursor) = (Vec::new(), None);
         if self.store.syncing() {
             let whole = self.whole_objects()?;
+            unfinished = inventory.numbers();
+            unfinished.retain(|object| *object < CURSOR_NOTE && !whole.contains(object));
             inventory.keep(|object| whole.contains(&object));
+            cursor = self.cursor()?;
         }
         Ok(Upstream::Standing(Standing {
             by: self.own,
@@ -95,6 +103,8 @@ impl Follower {
             syncing: self.store.syncing(),
             bookmarks: inventory.bookmarks(),
             objects: inventory.numbers(),
+            unfinished,
+            cursor,
         }))
     }
 
@@ -171,7 +181,7 @@ impl Follower {
             items: self.done,
             applied: if prefix { lsn } else { Lsn(0) },
             durable: if prefix { self.durable } else { Lsn(0) },
-            writable_bytes: self.store.statistics().writable_bytes,
+            writable_bytes: self.store.writable_bytes().0,
         })
     }
 
@@ -194,7 +204,16 @@ impl Follower {
                 self.ring.mute();
                 self.store.forget_sessions();
                 self.store.begin_sync()?;
+                self.forget_cursor()?;
                 self.mode = Mode::Named(BTreeMap::new());
+            }
+            Downstream::Resume if matches!(self.mode, Mode::Opened) && self.store.syncing() => {
+                self.ring.mute();
+                self.mode = Mode::Compared;
+            }
+            Downstream::Cursor(cursor) if matches!(self.mode, Mode::Compared) => {
+                let record = cursor.record().ok_or_else(|| out_of_turn("a cursor that is too long"))?;
+                self.note(CURSOR_NOTE, record.encode()?)?;
             }
             Downstream::Object { object, size, opaque, base } => {
                 let Mode::Named(named) = &mut self.mode else { return Err(out_of_turn("an object")) };
@@ -225,6 +244,7 @@ impl Follower {
                 }
             }
             Downstream::Adopt(position) if matches!(self.mode, Mode::Compared) => {
+                self.forget_cursor()?;
                 self.apply_own(ShippedOperation::DeleteObject { object: KEPT_NOTE })?;
                 self.store.adopt(position.epoch, position.lsn)?;
                 self.ring.listen_from(position.lsn);
@@ -250,9 +270,28 @@ impl Follower {
 
     /// Notes which objects are whole, before any other is changed.
     fn note_whole(&self, numbers: BTreeSet<ObjectNumber>) -> Result<()> {
-        let opaque = KeptObjects { numbers }.record().encode()?;
-        let (object, size) = (KEPT_NOTE, BlockCount(1));
-        match self.store.object_size(KEPT_NOTE) {
+        self.note(KEPT_NOTE, KeptObjects { numbers }.record().encode()?)
+    }
+
+    /// On a node that is being compared, how far that has come.
+    fn cursor(&self) -> Result<Option<ResyncCursor>> {
+        let note = self.store.objects()?.into_iter().find(|object| object.number == CURSOR_NOTE);
+        let record = note.and_then(|note| SystemRecord::decode(&note.opaque).ok());
+        let record = record.filter(|record| record.purpose == SystemPurpose::ResyncCursor);
+        Ok(record.and_then(|record| ResyncCursor::decode(&record.body)))
+    }
+
+    /// Before anything is done that its cursor does not know of.
+    fn forget_cursor(&self) -> Result<()> {
+        match self.store.object_size(CURSOR_NOTE) {
+            Some(_) => self.apply_own(ShippedOperation::DeleteObject { object: CURSOR_NOTE }),
+            None => Ok(()),
+        }
+    }
+
+    fn note(&self, object: ObjectNumber, opaque: Vec<u8>) -> Result<()> {
+        let size = BlockCount(1);
+        match self.store.object_size(object) {
             Some(_) => self.apply_own(ShippedOperation::UpdateObject { object, size, opaque }),
             None => self.apply_own(ShippedOperation::CreateObject { object, size, opaque }),
         }
@@ -275,6 +314,9 @@ impl Follower {
                 Base::Kept => {
                     self.apply_own(ShippedOperation::UpdateObject { object: object.number, size, opaque })?;
                 }
+                Base::Own if size >= object.size => {
+                    self.apply_own(ShippedOperation::UpdateObject { object: object.number, size, opaque })?;
+                }
                 Base::Like(source) if size >= object.size => {
                     let object = object.number;
                     self.apply_own(ShippedOperation::RestoreObject { object, source, size, opaque })?;
@@ -288,7 +330,9 @@ impl Follower {
         for (object, Named { size, opaque, base }) in named {
             match base {
                 Base::Like(source) => clones.push((CloneRecord { object, source, opaque }, size)),
-                Base::Empty => self.apply_own(ShippedOperation::CreateObject { object, size, opaque })?,
+                Base::Empty | Base::Own => {
+                    self.apply_own(ShippedOperation::CreateObject { object, size, opaque })?;
+                }
                 Base::Kept => {
                     let what = format!("object {object} is to be kept and is not here");
                     return Err(Error::new(ErrorKind::Invalid, what));

@@ -40,6 +40,15 @@ struct State {
     calls: u64,
 }
 
+/// Operations that somebody has not answered for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// How many.
+    pub operations: u64,
+    /// Blocks that they write.
+    pub blocks: u64,
+}
+
 /// What a stream finds at its place.
 #[derive(Debug)]
 pub enum Next {
@@ -137,6 +146,37 @@ impl Ring {
         let count = state.last.0.saturating_sub(lsn.0);
         let newest = state.entries.iter().rev().take(usize::try_from(count).unwrap_or(usize::MAX));
         (ByteCount(newest.map(|(_, bytes)| bytes).sum()), count)
+    }
+
+    /// Whether everything behind `lsn` is here, and changes blocks alone: no object came, went or got another size or
+    /// content.
+    #[must_use]
+    pub fn changes_only_blocks_behind(&self, lsn: Lsn) -> bool {
+        if !self.reaches_back_to(lsn) {
+            return false;
+        }
+        let state = self.state.lock();
+        let behind = usize::try_from(state.last.0.saturating_sub(lsn.0)).unwrap_or(usize::MAX);
+        let mut newest = state.entries.iter().rev().take(behind);
+        newest.all(|(shipment, _)| {
+            matches!(shipment.operation, ShippedOperation::Write { .. } | ShippedOperation::Zero { .. })
+        })
+    }
+
+    /// What is behind `lsn`, as far as it is here.
+    #[must_use]
+    pub fn backlog(&self, lsn: Lsn) -> Backlog {
+        let state = self.state.lock();
+        let behind = usize::try_from(state.last.0.saturating_sub(lsn.0)).unwrap_or(usize::MAX);
+        let newest = state.entries.iter().rev().take(behind);
+        let blocks = |operation: &ShippedOperation| match operation {
+            ShippedOperation::Write { mappings, .. } => mappings.len() as u64,
+            _ => 0,
+        };
+        newest.fold(Backlog::default(), |sum, (shipment, _)| Backlog {
+            operations: sum.operations + 1,
+            blocks: sum.blocks + blocks(&shipment.operation),
+        })
     }
 
     /// The newest operation behind `lsn` that changes one of these blocks.

@@ -11,35 +11,30 @@
 //! An object that comes to be, or gets other content, while the secondary is compared may be made there of what is not
 //! complete yet: it is compared too, against what its source began with.
 
-use std::collections::{BTreeMap, VecDeque};
+mod comparing;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::array::Array;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{
-    MappingKind, SessionsPicture, Shipment, ShippedMapping, ShippedOperation, ShippedPayload, Store,
-};
-use crate::sync::Mutex;
-use crate::units::{BlockCount, Lba, Lsn, ObjectNumber};
+use crate::store::{SessionsPicture, Shipment, ShippedMapping, ShippedOperation, Store};
+use crate::units::{BlockCount, ByteCount, Epoch, Lsn};
 
-use super::bookmarks::{Beginning, Inventory};
+use self::comparing::{Comparison, Work};
 use super::decisions::{Member, Position};
 use super::epochs::Epochs;
 use super::ring::{Next, Ring};
-use super::wire::{self, Base, BroughtPayload, Downstream, ItemNumber, Standing};
+use super::wire::{self, BroughtPayload, Downstream, ItemNumber, Standing};
 
 /// Bytes that a secondary has been sent and has not answered for, at most.
 const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
 /// The same in items.
 const IN_FLIGHT_ITEMS_MAX: usize = 4096;
-/// Blocks of one piece.
-const PIECE_BLOCKS: u64 = 256;
-/// Blocks that one look at two trees covers, at most.
-const LOOK_BLOCKS: u64 = 1 << 22;
-/// Runs of one look.
-const LOOK_RUNS: usize = 128;
 /// Looks of one call.
 const LOOKS_MAX: usize = 64;
+/// A cursor is put behind so many bytes of pieces and payloads.
+const CURSOR_EVERY: ByteCount = ByteCount(512 << 10);
 /// Operations that may be on their way when a secondary counts as having caught up.
 const CAUGHT_UP_OPERATIONS: u64 = 1024;
 /// From so many missed payloads on they are sent unasked.
@@ -53,6 +48,8 @@ pub struct Stream {
     store: Arc<Store>,
     ring: Arc<Ring>,
     peer: Member,
+    /// The primary's term.
+    term: Option<Epoch>,
     /// Set while the secondary is compared.
     comparison: Option<Comparison>,
     /// What is to be sent before anything else.
@@ -68,6 +65,14 @@ pub struct Stream {
     /// Bytes given out since the stream was opened.
     sent_bytes: u64,
     sessions: Handing,
+    /// Of those, pieces and payloads that were asked for.
+    comparison_bytes: u64,
+    /// The same when the last cursor was sent.
+    cursor_at_bytes: u64,
+    /// Between two cursors.
+    cursor_every: ByteCount,
+    /// So many of them may be given out by now, where the comparison has a rate.
+    allowance: Option<u64>,
 }
 
 /// How far the secondary has been told what is remembered of sessions. It may not be taken in before it has applied
@@ -97,37 +102,6 @@ enum What {
     Nothing,
 }
 
-/// A piece, and behind which operation it was read.
-type Placed = (Lsn, ShippedOperation);
-
-/// A secondary being compared.
-struct Comparison {
-    /// What is left to look at.
-    work: VecDeque<Work>,
-    /// What each object began with on both sides.
-    began: BTreeMap<ObjectNumber, Began>,
-    pieces: VecDeque<Placed>,
-}
-
-/// An object, as far as it has been looked at.
-#[derive(Clone, Copy, Debug)]
-struct Work {
-    object: ObjectNumber,
-    began: Began,
-    at: Lba,
-}
-
-/// What an object began with on both sides: what it maps otherwise is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Began {
-    /// Holes.
-    Empty,
-    /// What this object holds, which nobody writes to.
-    Like(ObjectNumber),
-    /// What nobody can tell any more: everything is sent.
-    Unknown,
-}
-
 /// How a stream goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -153,10 +127,44 @@ impl Stream {
         epochs: &Epochs,
         standing: &Standing,
     ) -> Result<Stream> {
-        let mut stream = Stream {
+        let mut stream = Stream::new(store, ring, epochs, standing);
+        stream.check_past(epochs, standing)?;
+        let position = standing.position;
+        let prefix = !standing.syncing && epochs.holds(position, ring.last());
+        if prefix && ring.reaches_back_to(position.lsn) {
+            stream.first.push_back(Downstream::GoOn);
+            return Ok(stream);
+        }
+        array.freeze_management(|| match standing.cursor.as_ref().filter(|_| standing.syncing) {
+            Some(cursor) if stream.resume(epochs, cursor) => Ok(()),
+            _ => stream.begin_anew(standing),
+        })?;
+        Ok(stream)
+    }
+
+    /// As `open`, and the secondary is compared wherever it stands: the last stream to it ended with `Changed`.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn open_anew(
+        array: &Array,
+        store: &Arc<Store>,
+        ring: &Arc<Ring>,
+        epochs: &Epochs,
+        standing: &Standing,
+    ) -> Result<Stream> {
+        let mut stream = Stream::new(store, ring, epochs, standing);
+        stream.check_past(epochs, standing)?;
+        array.freeze_management(|| stream.begin_anew(standing))?;
+        Ok(stream)
+    }
+
+    fn new(store: &Arc<Store>, ring: &Arc<Ring>, epochs: &Epochs, standing: &Standing) -> Stream {
+        Stream {
             store: Arc::clone(store),
             ring: Arc::clone(ring),
             peer: standing.by,
+            term: epochs.newest(),
             comparison: None,
             first: VecDeque::new(),
             sent: standing.position,
@@ -167,7 +175,15 @@ impl Stream {
             misses: 0,
             sent_bytes: 0,
             sessions: Handing::Due,
-        };
+            comparison_bytes: 0,
+            cursor_at_bytes: 0,
+            cursor_every: CURSOR_EVERY,
+            allowance: None,
+        }
+    }
+
+    /// Whether what the secondary holds has come to be in a past that this array had.
+    fn check_past(&self, epochs: &Epochs, standing: &Standing) -> Result<()> {
         let position = standing.position;
         if position.lsn > Lsn(0) && !epochs.knows(position.epoch) && !standing.syncing {
             let what = format!(
@@ -176,43 +192,6 @@ impl Stream {
             );
             return Err(Error::new(ErrorKind::Busy, what));
         }
-        let prefix = !standing.syncing && epochs.holds(position, ring.last());
-        if prefix && ring.reaches_back_to(position.lsn) {
-            stream.first.push_back(Downstream::GoOn);
-            return Ok(stream);
-        }
-        array.freeze_management(|| stream.begin_anew(standing))?;
-        Ok(stream)
-    }
-
-    /// Chooses what every object begins with. No object comes or goes meanwhile, and operations on blocks that are
-    /// committed from here on are in the stream.
-    fn begin_anew(&mut self, standing: &Standing) -> Result<()> {
-        let (epoch, lsn) = self.store.position();
-        if !self.ring.reaches_back_to(lsn) {
-            return Err(Error::new(ErrorKind::NotPrimary, "this node does not listen to its own operations"));
-        }
-        self.sent = Position { epoch, lsn };
-        let inventory = Inventory::of(&self.store)?;
-        let beginning = inventory.beginning(standing);
-        let mut work = VecDeque::new();
-        let mut began = BTreeMap::new();
-        self.first.push_back(Downstream::Anew);
-        for Beginning { object, base } in beginning {
-            let began_with = match base {
-                Base::Kept => Began::Like(object.number),
-                Base::Like(other) => Began::Like(other),
-                Base::Empty => Began::Empty,
-            };
-            began.insert(object.number, began_with);
-            if base != Base::Kept {
-                work.push_back(Work { object: object.number, began: began_with, at: Lba(0) });
-            }
-            let (number, size) = (object.number, object.size);
-            self.first.push_back(Downstream::Object { object: number, size, opaque: object.opaque, base });
-        }
-        self.first.push_back(Downstream::ObjectsEnd);
-        self.comparison = Some(Comparison { work, began, pieces: VecDeque::new() });
         Ok(())
     }
 
@@ -232,6 +211,44 @@ impl Stream {
     #[must_use]
     pub fn sent_bytes(&self) -> u64 {
         self.sent_bytes
+    }
+
+    /// Of those, bytes of pieces, and of payloads that the secondary has asked for.
+    #[must_use]
+    pub fn comparison_bytes(&self) -> u64 {
+        self.comparison_bytes
+    }
+
+    /// From now on a comparison goes on only while no more than so many of these bytes were given out, one piece at a
+    /// time; operations are sent all the same. `None` is no limit.
+    pub fn allow_comparison(&mut self, bytes: Option<u64>) {
+        self.allowance = bytes;
+    }
+
+    /// Whether more may be read of what is to be compared.
+    fn may_look(&self) -> bool {
+        let is_piece = |sent: &InFlight| matches!(sent.what, What::Piece(_));
+        // What the secondary asks for of a piece counts as well, and is not known before it has been applied.
+        self.allowance
+            .is_none_or(|bytes| self.comparison_bytes <= bytes && !self.in_flight.iter().any(is_piece))
+    }
+
+    /// Whether nothing goes on before the secondary has answered for something.
+    #[must_use]
+    pub fn waits_for_answers(&self) -> bool {
+        self.is_full() || self.comparison.is_some() && self.allowance.is_some()
+    }
+
+    /// Puts a cursor into the stream behind so many bytes of pieces and payloads: what was sent behind the last one is
+    /// sent again when the stream breaks. 512 KiB where nothing is said.
+    pub fn put_cursors_every(&mut self, bytes: ByteCount) {
+        self.cursor_every = bytes;
+    }
+
+    /// Whether it goes on with a comparison that was broken off.
+    #[must_use]
+    pub fn is_resumed(&self) -> bool {
+        self.comparison.as_ref().is_some_and(|comparison| comparison.resumed)
     }
 
     /// How it goes on.
@@ -275,6 +292,7 @@ impl Stream {
         let due = comparison.filter(|it| it.pieces.front().is_some_and(|(after, _)| *after <= sent));
         if let Some((_, piece)) = due.and_then(|comparison| comparison.pieces.pop_front()) {
             let body = Downstream::Piece(piece.clone()).encode();
+            self.comparison_bytes += body.len() as u64;
             return Ok(Some(self.give_out(&body, What::Piece(piece))));
         }
         match self.ring.get(self.sent.lsn.next()) {
@@ -295,6 +313,12 @@ impl Stream {
                 let body = Downstream::Adopt(self.sent).encode();
                 return Ok(Some(self.give_out(&body, What::Nothing)));
             }
+            if let Some(cursor) = self.cursor() {
+                return Ok(Some(self.give_out(&Downstream::Cursor(cursor).encode(), What::Nothing)));
+            }
+            if !self.may_look() {
+                return Ok(None);
+            }
             self.look()?;
             if self.comparison.as_ref().is_some_and(|comparison| !comparison.pieces.is_empty()) {
                 return self.next_frame();
@@ -306,7 +330,7 @@ impl Stream {
     /// Whether there may be more to send though nothing new was committed.
     #[must_use]
     pub fn has_more(&self) -> bool {
-        !self.is_full() && (self.comparison.is_some() || !self.first.is_empty())
+        !self.is_full() && (self.comparison.is_some() && self.may_look() || !self.first.is_empty())
     }
 
     /// Whether as much is on its way as may be.
@@ -407,168 +431,7 @@ impl Stream {
             .min(8 * MISSES_MANY);
         let body = Downstream::Payloads { item, payloads }.encode();
         self.sent_bytes += body.len() as u64;
+        self.comparison_bytes += body.len() as u64;
         Ok(body)
-    }
-
-    /// Looks at some more of what is to be compared, and reads the pieces that differ.
-    fn look(&mut self) -> Result<()> {
-        let Some(comparison) = &mut self.comparison else { return Ok(()) };
-        let Some(work) = comparison.work.front_mut() else { return Ok(()) };
-        let (object, began, at) = (work.object, work.began, work.at);
-        let Some(size) = self.store.object_size(object).filter(|size| at.0 < size.0) else {
-            // Deleted meanwhile, or looked at to its end.
-            comparison.work.pop_front();
-            return Ok(());
-        };
-        let count = BlockCount((size.0 - at.0).min(LOOK_BLOCKS));
-        let looked: Result<Vec<(u64, bool)>> = match began {
-            Began::Unknown => Ok(vec![(count.0, true)]),
-            Began::Like(base) => self
-                .store
-                .diff(base, object, at, count, LOOK_RUNS)
-                .map(|runs| runs.into_iter().map(|run| (run.blocks.0, run.changed.is_some())).collect()),
-            Began::Empty => self.store.map_status(object, at, count, LOOK_RUNS).map(|runs| {
-                runs.into_iter().map(|run| (run.blocks.0, run.kind != MappingKind::Hole)).collect()
-            }),
-        };
-        let runs = match looked {
-            // It, or what it began like, is being deleted: the stream will come to that.
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                match self.store.object_size(object) {
-                    None => drop(comparison.work.pop_front()),
-                    Some(_) => work.began = Began::Unknown,
-                }
-                return Ok(());
-            }
-            other => other?,
-        };
-        let mut next = at;
-        let mut different = Vec::new();
-        for (blocks, differs) in runs {
-            if differs {
-                different.push((next, blocks));
-            }
-            next = next.plus(blocks);
-            // Pieces are read when they can soon be sent.
-            if different.iter().map(|(_, blocks)| blocks).sum::<u64>() >= 4 * PIECE_BLOCKS {
-                break;
-            }
-        }
-        let left: u64 = different.iter().map(|(_, blocks)| *blocks).sum();
-        let mut budget = 8 * PIECE_BLOCKS;
-        work.at = next;
-        if left > budget {
-            // A long run: it is gone on with later.
-            let (start, blocks) = different.pop().unwrap_or((next, 0));
-            let before = left - blocks;
-            budget -= before.min(budget);
-            let part = blocks.min(budget.max(PIECE_BLOCKS));
-            different.push((start, part));
-            work.at = start.plus(part);
-        }
-        for (start, blocks) in different {
-            for from in (0..blocks).step_by(usize::try_from(PIECE_BLOCKS).unwrap_or(1)) {
-                let count = BlockCount((blocks - from).min(PIECE_BLOCKS));
-                self.read_piece(object, start.plus(from), count)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn read_piece(&mut self, object: ObjectNumber, first: Lba, count: BlockCount) -> Result<()> {
-        let read: Mutex<Option<Placed>> = Mutex::new(None);
-        let ring = &self.ring;
-        let outcome = self.store.shipped_mappings(object, first, count, &mut |mappings| {
-            let operation = if mappings.iter().all(|mapping| matches!(mapping, ShippedMapping::Hole)) {
-                ShippedOperation::Zero { object, first, count }
-            } else {
-                let (mappings, payloads) = (mappings.to_vec(), Arc::default());
-                ShippedOperation::Write { object, first, mappings, payloads }
-            };
-            *read.lock() = Some((ring.last(), operation));
-        });
-        match outcome {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            other => other?,
-        }
-        let Some((after, mut operation)) = read.into_inner() else { return Ok(()) };
-        if self.misses >= MISSES_MANY {
-            self.bring_payloads(&mut operation)?;
-        }
-        if let Some(comparison) = &mut self.comparison {
-            comparison.add((after, operation));
-        }
-        Ok(())
-    }
-
-    /// Adds the payloads of a piece; those that cannot be had any more are asked for, or not.
-    fn bring_payloads(&self, operation: &mut ShippedOperation) -> Result<()> {
-        let ShippedOperation::Write { object, first, mappings, payloads } = operation else { return Ok(()) };
-        let mut bytes: Vec<u8> = Vec::new();
-        for (lba, mapping) in (first.0..).map(Lba).zip(mappings.iter_mut()) {
-            let ShippedMapping::Block { fingerprint, payload } = mapping else { continue };
-            let Some((stored, checksum)) = self.store.stored_block_at(*object, lba, fingerprint)? else {
-                continue;
-            };
-            let offset = u32::try_from(bytes.len()).expect("a piece is at most 1 MiB");
-            let len = u16::try_from(stored.len()).expect("a stored block is at most 4,096 bytes");
-            bytes.extend_from_slice(&stored);
-            *payload = Some(ShippedPayload { offset, len, checksum });
-        }
-        *payloads = Arc::new(bytes);
-        Ok(())
-    }
-}
-
-impl Comparison {
-    fn add(&mut self, (after, operation): Placed) {
-        if let (
-            ShippedOperation::Zero { object, first, count },
-            Some((last_after, ShippedOperation::Zero { object: last, first: from, count: len })),
-        ) = (&operation, self.pieces.back_mut())
-            && object == last
-            && *last_after == after
-            && from.plus(len.0) == *first
-        {
-            len.0 += count.0;
-            return;
-        }
-        self.pieces.push_back((after, operation));
-    }
-
-    /// What an operation in the stream adds to the work: objects that are made of others may be made of what is not
-    /// complete yet on the secondary.
-    fn note(&mut self, operation: &ShippedOperation) {
-        match operation {
-            ShippedOperation::CloneObjects { clones } => {
-                for clone in clones {
-                    self.again(clone.object, clone.source);
-                }
-            }
-            ShippedOperation::RestoreObject { object, source, .. } => self.again(*object, *source),
-            ShippedOperation::CreateObject { object, .. } => {
-                self.began.insert(*object, Began::Empty);
-            }
-            ShippedOperation::DeleteObject { object } => {
-                self.began.remove(object);
-                self.work.retain(|work| work.object != *object);
-                // What began like it cannot be told from it any more.
-                let others = self.began.values_mut().chain(self.work.iter_mut().map(|work| &mut work.began));
-                others
-                    .filter(|began| **began == Began::Like(*object))
-                    .for_each(|began| *began = Began::Unknown);
-            }
-            _ => {}
-        }
-    }
-
-    /// An object has the content of another, on both sides as it is there: complete or not.
-    fn again(&mut self, object: ObjectNumber, source: ObjectNumber) {
-        let began = self.began.get(&source).copied().unwrap_or(Began::Unknown);
-        self.began.insert(object, began);
-        self.work.retain(|work| work.object != object);
-        if began != Began::Like(source) {
-            self.work.push_back(Work { object, began, at: Lba(0) });
-        }
     }
 }

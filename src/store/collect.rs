@@ -110,6 +110,17 @@ impl Store {
         Ok(())
     }
 
+    /// Moves a block out of the place that its entry names, its stored bytes being known; whether it lies elsewhere now.
+    pub(crate) fn move_anew(&self, block: BlockId, entry: BlockEntry, stored: &[u8]) -> Result<bool> {
+        let mut payload = stored.to_vec();
+        payload.resize(to_grain(stored.len()), 0);
+        let found = Found { block, location: entry.location, written_at: None };
+        let mut moving = Moving { stream: Stream::Cold, blocks: vec![(found, entry)], payload };
+        self.move_along(&mut moving)?;
+        let now = self.run(Caller::Maintenance, |core| core.block_entry(block))?;
+        Ok(now.location != entry.location)
+    }
+
     /// Moves every live block out of a segment of batches; `false` where some cannot be read.
     fn move_blocks(&self, victim: SegmentId) -> Result<bool> {
         let together = (self.geometry.segment_bytes as usize / BLOCK_BYTES / 4).clamp(1, MOVE_TOGETHER);

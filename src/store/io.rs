@@ -56,6 +56,12 @@ impl Store {
         (core.log.committed_epoch, core.log.committed())
     }
 
+    /// Whether it takes no writes any more, because one has failed, or a sync.
+    #[must_use]
+    pub fn has_stopped(&self) -> bool {
+        self.core.lock().stopped.is_some()
+    }
+
     /// What is committed from now on belongs to this term.
     ///
     /// # Errors

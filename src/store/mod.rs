@@ -16,6 +16,7 @@ mod core;
 mod diff;
 mod fingerprint;
 mod geometry;
+mod heal;
 mod heat;
 mod io;
 mod log;

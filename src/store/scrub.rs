@@ -58,7 +58,7 @@ pub struct ScrubStatus {
     pub position: (u64, u64),
     /// Pages and blocks that failed their check or could not be read.
     pub errors: u64,
-    /// Of those, pages with another copy that is good: they are written anew.
+    /// Of those, what is written anew: pages with another copy that is good, blocks that another node had.
     pub repaired: u64,
     /// What failed, at most a hundred lines.
     pub damage: Vec<String>,
@@ -354,6 +354,12 @@ impl Store {
 }
 
 impl Scrub {
+    /// A block that had failed is good again.
+    pub(crate) fn note_healed(&mut self) {
+        let status = &mut self.status;
+        status.repaired = (status.repaired + 1).min(status.errors);
+    }
+
     fn add(&mut self, tally: Tally) {
         let status = &mut self.status;
         status.pages += tally.pages;

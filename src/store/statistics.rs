@@ -188,6 +188,19 @@ impl Store {
         add(&self.figures.punched_bytes, before.punched.0);
     }
 
+    /// Bytes that can be written yet, before reduction.
+    #[must_use]
+    pub fn writable_bytes(&self) -> ByteCount {
+        let accounted = self.core.lock().accounted_bytes();
+        ByteCount(self.geometry.usable_bytes.saturating_sub(accounted))
+    }
+
+    /// Bytes that could be written if nothing were stored.
+    #[must_use]
+    pub fn usable_bytes(&self) -> ByteCount {
+        ByteCount(self.geometry.usable_bytes)
+    }
+
     /// The figures of this moment.
     #[must_use]
     pub fn statistics(&self) -> StoreStatistics {

@@ -266,6 +266,7 @@ impl Cluster {
                     control: Arc::clone(&control) as Arc<dyn Control>,
                     identity: Arc::clone(&shown),
                     timing: Timing::default(),
+                    upkeep: self.options.upkeep,
                     disconnect: Box::new(move || disconnect()),
                 })?;
                 // An array that stood alone goes on as it did until this node serves: what is under way is acknowledged by

@@ -28,7 +28,7 @@ use super::control::{Control, Transport};
 use super::decisions::{Change, Member, NodeId, Record};
 use super::identity::{Authority, CurrentIdentity, PeerRole};
 use super::link::{self, CallPool, Link, LinkCloser, LinkServer};
-use super::node::{Gate, Node};
+use super::node::{Gate, Node, Upkeep};
 use super::ring::Ring;
 
 pub use forming::{JoinPlan, Joining, join_as_client};
@@ -62,6 +62,8 @@ pub struct ClusterOptions {
     pub nbd_address: Option<String>,
     /// Whether it follows at its own pace, and is never a member of the in-sync set.
     pub asynchronous: bool,
+    /// What it does for nodes that come back.
+    pub upkeep: Upkeep,
 }
 
 /// The array of a data node, and where its own servers are.

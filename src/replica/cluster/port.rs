@@ -70,7 +70,7 @@ impl Cluster {
                 let control = Arc::clone(&running.control);
                 link::serve_calls(link, first, &move |_, request| control.answer(from, request))
             }
-            (frames::ROLE | frames::STREAM | frames::COMPARE, Some(_)) => {
+            (frames::ROLE | frames::STREAM | frames::COMPARE | frames::FETCH, Some(_)) => {
                 if let Some(node) = &running.node {
                     node.accept(peer, link, first);
                 }

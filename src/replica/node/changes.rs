@@ -1,23 +1,18 @@
-//! Beginning and ending terms, and what a primary does now and then: bookmarks.
+//! Beginning and ending terms, and what a node does now and then.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::replica::bookmarks::{self, Inventory};
 use crate::replica::control::state::FailoverReason;
 use crate::replica::epochs::Epochs;
 use crate::replica::history;
-use crate::replica::role::Action;
-use crate::units::{Epoch, Uuid};
+use crate::replica::role::{Action, Input};
+use crate::units::Epoch;
 
 use super::Node;
 
-/// A primary with all nodes in sync makes a bookmark this often.
-const BOOKMARK_EVERY: Duration = Duration::from_secs(15 * 60);
-/// A bookmark is made soon after a node was taken in.
-const BOOKMARK_AFTER: Duration = Duration::from_secs(1);
 /// A term that cannot be begun is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -38,7 +33,7 @@ impl Node {
             match change {
                 Some(Action::Begin(epoch)) => self.begin(epoch),
                 Some(Action::Stop(epoch)) => self.end(epoch),
-                _ => self.keep_bookmarks(),
+                _ => self.do_what_is_due(),
             }
             if changed {
                 self.state.lock().changing = false;
@@ -63,9 +58,9 @@ impl Node {
                         if let Some(heard_at) = state.former_heard_at.take() {
                             self.counters.took_over(self.now().saturating_sub(heard_at));
                         }
-                        state.bookmark_due_at = self.now() + BOOKMARK_AFTER;
                     }
                     drop(state);
+                    self.bookmark_soon();
                     self.moved.notify_all();
                     self.ship_to_all(epoch);
                     return;
@@ -110,74 +105,36 @@ impl Node {
         (self.parts.disconnect)();
     }
 
-    /// Streams to nodes that have come since, and bookmarks while all nodes are in sync.
-    fn keep_bookmarks(self: &Arc<Node>) {
-        let now = self.now();
+    /// A primary that cannot write any more hands over to a member, if there is one. What it has committed and not
+    /// written, members hold, or nobody was told of it.
+    pub(super) fn hand_over_where_the_device_failed(self: &Arc<Node>) {
+        if !self.parts.store.has_stopped() {
+            return;
+        }
+        let target = {
+            let state = self.state.lock();
+            let takes = state.role.serves().is_some() && state.role.takes_requests();
+            let own = self.parts.own.node;
+            state.role.record().set.keys().copied().find(|node| takes && *node != own)
+        };
+        if let Some(target) = target {
+            tracing::error!("this node takes no writes any more: it hands over to node {}", target.0);
+            self.step(Input::HandOver(target));
+        }
+    }
+
+    /// Streams to nodes that have come since, and bookmarks.
+    fn do_what_is_due(self: &Arc<Node>) {
+        if !self.parts.store.syncing() {
+            self.measure_bookmarks();
+        }
         let serving = {
             let state = self.state.lock();
             state.serving.filter(|epoch| state.role.serves() == Some(*epoch))
         };
-        let Some(epoch) = serving else { return };
-        self.ship_to_all(epoch);
-        let due = {
-            let mut state = self.state.lock();
-            let record = state.role.record();
-            let all = self.parts.control.state();
-            let data = super::data_nodes(&all.nodes);
-            let everybody = data.len() > 1 && data.iter().all(|node| record.set.contains_key(node));
-            // One that is made would do away with the bookmark at which nodes are compared.
-            let due = everybody && now >= state.bookmark_due_at && !self.verifying.is_running();
-            if due {
-                state.bookmark_due_at = now + BOOKMARK_EVERY;
-            }
-            due
-        };
-        if !due {
-            return;
+        if let Some(epoch) = serving {
+            self.ship_to_all(epoch);
+            self.keep_bookmarks();
         }
-        if let Err(error) = self.make_bookmark() {
-            tracing::warn!("a bookmark was not made: {error}");
-        }
-    }
-
-    /// Makes a bookmark and, once every member has it, deletes the older ones.
-    fn make_bookmark(self: &Arc<Node>) -> Result<()> {
-        self.admit()?;
-        let made = self.make_bookmark_in_term();
-        self.done();
-        let Some(lsn) = made? else { return Ok(()) };
-        self.parts.store.make_durable(lsn.1)?;
-        self.durable(lsn.1)?;
-        self.admit()?;
-        let dropped = bookmarks::drop_all_but(&self.parts.store, &[lsn.0]);
-        self.done();
-        if let Some(lsn) = dropped? {
-            self.parts.store.write_out(lsn)?;
-        }
-        Ok(())
-    }
-
-    fn make_bookmark_in_term(&self) -> Result<Option<(Uuid, crate::units::Lsn)>> {
-        let mut bytes = [0; 16];
-        self.parts.environment.random.fill(&mut bytes);
-        let id = Uuid::from_random(bytes);
-        let now = self.parts.environment.clock.since_unix_epoch().as_millis();
-        let made_ms = u64::try_from(now).unwrap_or(u64::MAX);
-        let lsn = bookmarks::make(&self.parts.array, &self.parts.store, id, made_ms)?;
-        Ok(lsn.map(|lsn| (id, lsn)))
-    }
-
-    /// The bookmarks of this pool, the oldest first.
-    ///
-    /// # Errors
-    /// `Device`, `Corrupt`.
-    pub fn bookmarks(&self) -> Result<Vec<Uuid>> {
-        Ok(Inventory::of(&self.parts.store)?.bookmarks())
-    }
-
-    /// A node was taken in: a bookmark is due soon.
-    pub(super) fn bookmark_soon(&self) {
-        let soon = self.now() + BOOKMARK_AFTER;
-        self.state.lock().bookmark_due_at = soon;
     }
 }

@@ -121,7 +121,10 @@ impl Node {
             state.following.closer = None;
         }
         self.moved.notify_all();
-        if let Err(error) = ended {
+        // That it takes no writes any more, the store has said; the primary tries again and again.
+        if let Err(error) = ended
+            && error.kind() != ErrorKind::Stopped
+        {
             tracing::info!("the stream from node {} ended: {error}", from.0);
         }
     }
@@ -169,6 +172,14 @@ impl Node {
         let parts = &self.parts;
         let mut follower = Follower::new(Arc::clone(&parts.store), Arc::clone(&parts.ring), parts.own);
         answer(&mut sender.lock(), &follower.standing()?)?;
+        if parts.store.has_stopped() {
+            let error = Error::new(
+                ErrorKind::Stopped,
+                "this node takes no writes any more, until it is started anew",
+            );
+            answer(&mut sender.lock(), &Upstream::Refused(error.to_string()))?;
+            return Err(error);
+        }
         let syncing = Syncing::default();
         let closed = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -205,14 +216,17 @@ impl Node {
         syncing: &Syncing,
         closed: &AtomicBool,
     ) -> Result<()> {
-        let mut unanswered = 0;
+        let (mut unanswered, mut told_room) = (0, None);
         while self.lives() && !closed.load(Ordering::Acquire) {
             let wait = if unanswered > 0 { Duration::ZERO } else { self.parts.timing.heartbeat };
             let frame = if unanswered >= GROUP { None } else { receiver.receive(Some(wait))? };
             let Some(frame) = frame else {
                 follower.note_durable(syncing.lsns.lock().durable);
-                if unanswered > 0 || follower.has_news() {
+                // Room that maintenance has made is told, too: somebody may wait for it.
+                let room = Some(self.parts.store.writable_bytes());
+                if unanswered > 0 || follower.has_news() || told_room != room {
                     self.report(epoch, follower, sender)?;
+                    told_room = room;
                 }
                 unanswered = 0;
                 continue;
@@ -228,7 +242,7 @@ impl Node {
                         syncing.wanted.notify_all();
                     }
                     message => {
-                        if matches!(message, Downstream::Anew) {
+                        if matches!(message, Downstream::Anew | Downstream::Resume) {
                             self.state.lock().following.compared = true;
                         }
                         follower.receive(message)?;
@@ -273,7 +287,7 @@ impl Node {
         if !self.state.lock().role.accepts(epoch) {
             return Err(Error::new(ErrorKind::NotPrimary, "a later epoch has begun"));
         }
-        let writable_bytes = self.parts.store.statistics().writable_bytes;
+        let writable_bytes = self.parts.store.writable_bytes().0;
         let told = Upstream::Applied { items: ItemNumber(0), applied: lsn, durable: lsn, writable_bytes };
         answer(&mut sender.lock(), &told)
     }

@@ -98,12 +98,36 @@ impl CommitGate for Gate {
         }
     }
 
+    fn reserve(&self, blocks: BlockCount) -> Result<()> {
+        self.ask((), |node| node.reserve(blocks))
+    }
+
+    fn release(&self, blocks: BlockCount) {
+        let keeper = self.keeper.lock().clone();
+        if let Keeper::Node(node) = keeper {
+            node.release(blocks);
+        }
+    }
+
     fn acknowledged(&self, lsn: Lsn) -> Result<()> {
         self.ask((), |node| node.acknowledged(lsn))
     }
 
     fn durable(&self, lsn: Lsn) -> Result<()> {
         self.ask((), |node| node.durable(lsn))
+    }
+
+    fn failed(&self, error: Error) -> Error {
+        let keeper = self.keeper.lock().clone();
+        match keeper {
+            Keeper::Node(node) => node.failed(error),
+            Keeper::Nobody | Keeper::Expected => error,
+        }
+    }
+
+    fn repair(&self) -> bool {
+        let keeper = self.keeper.lock().clone();
+        matches!(keeper, Keeper::Node(node) if node.repair())
     }
 
     fn may_answer_read(&self, object: ObjectNumber, first: Lba, count: BlockCount) -> Result<()> {
@@ -164,6 +188,19 @@ impl Node {
         if before == Ok(1) && self.state.lock().serving.is_none() {
             self.moved.notify_all();
         }
+    }
+
+    /// What a client is told of a commit that has failed here.
+    fn failed(&self, error: Error) -> Error {
+        if !self.parts.store.has_stopped() {
+            return error;
+        }
+        let state = self.state.lock();
+        let alone = state.role.record().set.keys().all(|node| *node == self.parts.own.node);
+        if state.role.leads() && alone {
+            return error;
+        }
+        Error::new(ErrorKind::NotPrimary, format!("another node takes over from this one: {error}"))
     }
 
     /// Waits until `reached`, as long as this node serves.

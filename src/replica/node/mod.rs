@@ -1,16 +1,20 @@
 //! One node at work: the thin driver around the machines.
 //!
 //! Threads, all of them started here: one that ticks; one that begins and ends terms, because that waits for the store;
+//! one that repairs damaged blocks;
 //! for each other data node one that tells it what the role says, on a connection that does no other I/O; on a primary,
 //! two for each stream to a secondary; and those of the link server, on which the other nodes' frames come in.
 //!
 //! One lock guards the role and what belongs to it, for moments. Whoever waits for acknowledgments, leases or decisions
 //! waits on one condition beside it.
 
+mod bookmarks;
 mod changes;
 mod following;
 mod gate;
 mod outgoing;
+mod repair;
+mod room;
 mod shipping;
 mod starting;
 pub mod status;
@@ -36,10 +40,13 @@ use crate::replica::role::{Action, Input, PlantedFaults, Role};
 use crate::replica::timing::Timing;
 use crate::store::{Environment, Store};
 use crate::sync::{Condition, Mutex};
-use crate::units::{Epoch, Lsn};
+use crate::units::{ByteCount, Epoch, Lsn};
 
+use self::bookmarks::Bookmarks;
 pub use self::gate::Gate;
 use self::outgoing::Outgoing;
+use self::repair::Repairs;
+use self::room::Room;
 use self::shipping::Shipping;
 
 /// Kinds of frames on links between nodes.
@@ -50,6 +57,17 @@ pub mod frames {
     pub const STREAM: u8 = 17;
     /// A question of a primary that compares all nodes, or the answer to one.
     pub const COMPARE: u8 = 20;
+    /// A block by its fingerprint, question and answer. (18, 19 and 21 are of the cluster's port.)
+    pub const FETCH: u8 = 22;
+}
+
+/// What is done for nodes that come back, and at which cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upkeep {
+    /// For how long a bookmark is kept for a node that is away.
+    pub bookmark_keep: Duration,
+    /// Bytes that a comparison sends in a second, at most.
+    pub resync_rate: Option<ByteCount>,
 }
 
 /// What a node is made of.
@@ -70,6 +88,8 @@ pub struct NodeParts {
     pub identity: Arc<CurrentIdentity>,
     /// The table of times.
     pub timing: Timing,
+    /// What is done for nodes that come back.
+    pub upkeep: Upkeep,
     /// Called when the primary is another one, or none: whoever is connected here is to connect anew.
     pub disconnect: Box<dyn Fn() + Send + Sync>,
 }
@@ -82,6 +102,8 @@ pub struct Node {
     moved: Condition,
     /// Requests that are being carried out.
     under_way: AtomicU64,
+    room: Room,
+    repairs: Repairs,
     counters: status::Counters,
     notes: Mutex<Notes>,
     verifying: verifying::Verifying,
@@ -107,7 +129,7 @@ struct State {
     /// Everything up to here is to be durable on the members.
     sync_wanted: Lsn,
     epochs: Epochs,
-    bookmark_due_at: Duration,
+    bookmarks: Bookmarks,
     /// When the former primary was heard last, while this node is to take over from it.
     former_heard_at: Option<Duration>,
 }
@@ -144,12 +166,14 @@ impl Node {
                 following: following::Following::default(),
                 sync_wanted: Lsn(0),
                 epochs: Epochs::default(),
-                bookmark_due_at: now,
+                bookmarks: Bookmarks::default(),
                 former_heard_at: None,
             }),
             parts,
             moved: Condition::new(),
             under_way: AtomicU64::new(0),
+            room: Room::default(),
+            repairs: Repairs::default(),
             counters: status::Counters::default(),
             notes: Mutex::new(Notes::default()),
             verifying: verifying::Verifying::default(),
@@ -168,11 +192,13 @@ impl Node {
         node.spawn("cluster-tick", |node| {
             while node.lives() {
                 node.step(Input::Tick);
+                node.hand_over_where_the_device_failed();
                 node.notes.lock().note(node.parts.store.position().1, node.now());
                 node.rest(node.parts.timing.heartbeat / 2);
             }
         })?;
         node.spawn("cluster-terms", Node::carry_out_changes)?;
+        node.spawn("cluster-repair", Node::repair_in_background)?;
         Ok(node)
     }
 
@@ -266,6 +292,7 @@ impl Node {
             frames::ROLE => self.hear(from, link, first),
             frames::STREAM => self.follow(from, link, &first),
             frames::COMPARE => self.answer_comparison(from, link, first),
+            frames::FETCH => self.answer_fetches(from, link, first),
             kind => tracing::warn!("node {} sent a frame of kind {kind}, which means nothing here", from.0),
         }
     }

@@ -22,6 +22,10 @@ const STANDING_PATIENCE: Duration = Duration::from_secs(15);
 /// Between two attempts, at first and at most.
 const PAUSE_MIN: Duration = Duration::from_millis(25);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How often it is looked whether a connection that cannot be sent to has said why.
+const REASON_PAUSE: Duration = Duration::from_millis(2);
+/// A comparison may be ahead of its rate by so much.
+const PACE_BYTES: u64 = 1 << 20;
 /// Messages and bytes of one frame.
 const FRAME_MESSAGES: usize = 128;
 const FRAME_BYTES: usize = 1 << 20;
@@ -57,8 +61,25 @@ pub(super) struct Seen {
     pub(super) remaining_blocks: u64,
     pub(super) applied: Lsn,
     pub(super) answered_at: Duration,
-    pub(super) writable_bytes: u64,
+    /// What it has room for, once it has said so.
+    pub(super) writable: Option<ByteCount>,
     pub(super) error: Option<String>,
+}
+
+/// How fast a comparison goes.
+#[derive(Clone, Copy)]
+struct Pace {
+    rate: Option<ByteCount>,
+    began_at: Duration,
+}
+
+impl Pace {
+    /// Bytes that may have been sent for it by now, if that is limited.
+    fn allowance(&self, now: Duration) -> Option<u64> {
+        let elapsed = now.saturating_sub(self.began_at).as_nanos();
+        let due = |rate: ByteCount| u128::from(rate.0) * elapsed / 1_000_000_000 + u128::from(PACE_BYTES);
+        self.rate.map(|rate| u64::try_from(due(rate)).unwrap_or(u64::MAX))
+    }
 }
 
 impl Shipping {
@@ -108,10 +129,12 @@ impl Node {
     }
 
     fn ship(self: &Arc<Node>, shipping: &Arc<Shipping>) {
-        let mut pause = PAUSE_MIN;
+        let (mut pause, mut compare) = (PAUSE_MIN, false);
         while shipping.goes_on(self) && self.parts.control.state().nodes.contains_key(&shipping.peer) {
             let before = self.now();
-            if let Err(error) = self.ship_once(shipping) {
+            if let Err(error) = self.ship_once(shipping, compare) {
+                // What was to be sent is not here any more: what the node lacks, only a comparison finds.
+                compare = error.kind() == ErrorKind::Changed;
                 let mut seen = shipping.figures.state.lock();
                 let told = seen.error.as_deref() == Some(error.what());
                 seen.connected = false;
@@ -123,16 +146,16 @@ impl Node {
             }
             // One that went well for a while begins with short pauses again.
             pause = if self.now() > before + PAUSE_MAX * 4 { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
-            let calls = self.parts.ring.calls();
-            if shipping.goes_on(self) {
-                self.parts.ring.wait(None, calls, pause);
+            let until = self.now() + pause;
+            while shipping.goes_on(self) && self.now() < until {
+                self.rest(pause.min(self.parts.timing.heartbeat));
             }
         }
         shipping.figures.state.lock().connected = false;
         shipping.finished.store(true, Ordering::Release);
     }
 
-    fn ship_once(self: &Arc<Node>, shipping: &Arc<Shipping>) -> Result<()> {
+    fn ship_once(self: &Arc<Node>, shipping: &Arc<Shipping>, compare: bool) -> Result<()> {
         let peer = shipping.peer;
         let entry = self.parts.control.state().nodes.get(&peer).cloned();
         let entry = entry.ok_or_else(|| Error::new(ErrorKind::NotFound, "the node was removed"))?;
@@ -153,8 +176,14 @@ impl Node {
         };
         let epochs = self.state.lock().epochs.clone();
         let parts = &self.parts;
-        let stream = Stream::open(&parts.array, &parts.store, &parts.ring, &epochs, &standing)?;
-        if stream.progress() != Progress::Prefix {
+        let (array, store, ring) = (&parts.array, &parts.store, &parts.ring);
+        let stream = match compare {
+            true => Stream::open_anew(array, store, ring, &epochs, &standing)?,
+            false => Stream::open(array, store, ring, &epochs, &standing)?,
+        };
+        if stream.is_resumed() {
+            tracing::info!("node {} is compared: that goes on where it was broken off", peer.0);
+        } else if stream.progress() != Progress::Prefix {
             tracing::info!("node {} is compared: it cannot go on from where it was", peer.0);
         }
         {
@@ -163,23 +192,37 @@ impl Node {
             *seen = Seen { connected: true, answered_at: self.now(), ..Seen::default() };
         }
         let (stream, sender) = (Mutex::new(stream), Mutex::new(sender));
+        let pace = Pace { rate: self.parts.upkeep.resync_rate, began_at: self.now() };
         let broken: Mutex<Option<Error>> = Mutex::new(None);
-        std::thread::scope(|scope| {
+        let answers_ended = AtomicBool::new(false);
+        let unsent = std::thread::scope(|scope| {
             scope.spawn(|| {
                 if let Err(error) = self.take_answers(shipping, &stream, &sender, &mut receiver) {
                     broken.lock().get_or_insert(error);
                 }
+                answers_ended.store(true, Ordering::Release);
                 closer.close();
                 parts.ring.call();
             });
-            while shipping.goes_on(self) && broken.lock().is_none() {
-                if let Err(error) = self.send_some(shipping, &stream, &sender, standing.by) {
-                    broken.lock().get_or_insert(error);
-                }
+            let mut unsent = Ok(());
+            while shipping.goes_on(self) && broken.lock().is_none() && unsent.is_ok() {
+                stream.lock().allow_comparison(pace.allowance(self.now()));
+                unsent = self.send_some(shipping, &stream, &sender, standing.by);
+            }
+            // Who closed the connection may have said why before.
+            let until = self.now() + self.parts.timing.heartbeat;
+            while unsent.is_err() && !answers_ended.load(Ordering::Acquire) && self.now() < until {
+                self.rest(REASON_PAUSE);
             }
             closer.close();
+            unsent
         });
-        broken.into_inner().map_or(Ok(()), Err)
+        let said = broken.into_inner().map_or(Ok(()), Err);
+        match (said, unsent) {
+            (Err(said), Err(unsent)) if said.kind() == ErrorKind::Unreachable => Err(unsent),
+            (Ok(()), unsent) => unsent,
+            (said, _) => said,
+        }
     }
 
     /// Sends what there is, or waits a moment for more.
@@ -250,25 +293,29 @@ impl Node {
                     .ok_or_else(|| Error::new(ErrorKind::Invalid, "it answered with what means nothing"))?;
                 match message {
                     Upstream::Applied { items, applied, durable, writable_bytes } => {
-                        let (was_full, progress) = {
+                        let (waited, progress) = {
                             let mut stream = stream.lock();
-                            let was_full = stream.is_full();
+                            let waited = stream.waits_for_answers();
                             stream.applied(items, applied);
-                            (was_full, stream.progress())
+                            (waited, stream.progress())
                         };
-                        if was_full {
+                        if waited {
                             self.parts.ring.call();
                         }
                         {
                             let mut seen = shipping.figures.state.lock();
+                            if applied >= seen.applied {
+                                // Two threads of the node answer: an older answer may come later.
+                                seen.writable = Some(ByteCount(writable_bytes));
+                            }
                             seen.applied = seen.applied.max(applied);
                             seen.answered_at = self.now();
-                            seen.writable_bytes = writable_bytes;
                             (seen.compared, seen.remaining_blocks) = match progress {
                                 Progress::Prefix => (applied == Lsn(0), 0),
                                 Progress::Compared { remaining } => (true, remaining.0),
                             };
                         }
+                        self.moved.notify_all();
                         if applied > Lsn(0) {
                             self.step(Input::Applied { by: peer, epoch: shipping.epoch, applied, durable });
                         }
@@ -315,4 +362,18 @@ fn first_answer(receiver: &mut LinkReceiver, patience: Duration) -> Result<Upstr
         receiver.receive(Some(patience))?.filter(|frame| frame.kind == frames::STREAM).ok_or_else(nothing)?;
     let message = decode_messages(&frame.body).and_then(|mut messages| messages.next().map(Upstream::decode));
     message.flatten().ok_or_else(nothing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comparison_keeps_to_its_rate_and_to_none_where_none_is_set() {
+        let at = Duration::from_millis;
+        let pace = Pace { rate: Some(ByteCount(3 << 20)), began_at: at(5_000) };
+        assert_eq!(pace.allowance(at(5_000)), Some(PACE_BYTES));
+        assert_eq!(pace.allowance(at(7_500)), Some(PACE_BYTES + 15 * (1 << 19)));
+        assert_eq!(Pace { rate: None, ..pace }.allowance(at(7_500)), None);
+    }
 }

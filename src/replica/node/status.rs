@@ -83,6 +83,8 @@ pub struct NodeStatus {
     pub peers: Vec<PeerStatus>,
     /// Operations that are not acknowledged yet.
     pub pending: u64,
+    /// What bookmarks hold alone here, when that was last found out.
+    pub bookmark_bytes: ByteCount,
     /// Since this node was started.
     pub totals: Totals,
 }
@@ -100,6 +102,8 @@ pub struct Totals {
     pub takeovers: u64,
     /// From the last that it had heard of the former primary until it served, together.
     pub takeover_time: Duration,
+    /// Damaged blocks that were fetched from another node and written anew.
+    pub repaired_blocks: u64,
 }
 
 /// The counters behind `Totals`.
@@ -110,6 +114,7 @@ pub(super) struct Counters {
     waited_nanos: AtomicU64,
     takeovers: AtomicU64,
     takeover_nanos: AtomicU64,
+    repaired_blocks: AtomicU64,
 }
 
 impl Counters {
@@ -129,6 +134,11 @@ impl Counters {
         add(&self.takeover_nanos, time);
     }
 
+    /// Damaged blocks were written anew.
+    pub(super) fn repaired(&self, blocks: u64) {
+        self.repaired_blocks.fetch_add(blocks, Ordering::Relaxed);
+    }
+
     fn read(&self) -> Totals {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Totals {
@@ -137,6 +147,7 @@ impl Counters {
             waited: Duration::from_nanos(load(&self.waited_nanos)),
             takeovers: load(&self.takeovers),
             takeover_time: Duration::from_nanos(load(&self.takeover_nanos)),
+            repaired_blocks: load(&self.repaired_blocks),
         }
     }
 }
@@ -157,6 +168,7 @@ impl Node {
         let serves = state.serving.is_some() && state.serving == state.role.serves();
         let acknowledged = state.role.acknowledged();
         let shipping = state.shipping.clone();
+        let bookmark_bytes = state.bookmarks.bytes;
         let compared = state.following.is_compared() || self.parts.store.syncing();
         let (epoch, lsn) = self.parts.store.position();
         let others = decided.nodes.iter().filter(|(node, _)| **node != self.parts.own.node);
@@ -208,6 +220,7 @@ impl Node {
             serves,
             compared,
             pending: acknowledged.map_or(0, |acknowledged| lsn.0.saturating_sub(acknowledged.0)),
+            bookmark_bytes,
             totals: self.counters.read(),
         }
     }

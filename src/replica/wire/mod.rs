@@ -3,15 +3,19 @@
 //! All numbers are little endian, nothing is padded, and a body is as long as it says: the decoders are total, and
 //! what they allocate is a part of what they were given. The first byte of a body is the version of this wire.
 
+mod fetch;
 mod operation;
 mod sessions;
 
 use crate::format::bytes::{Append, Reader};
+use crate::format::cursor::ResyncCursor;
 use crate::store::{SessionsPicture, Shipment, ShippedOperation};
 use crate::units::{BlockCount, Epoch, Lsn, ObjectNumber, Uuid};
 
 use super::decisions::{Incarnation, Member, NodeId, Position, SetVersion};
 use super::role::Message;
+
+pub use self::fetch::{decode_fetch, decode_fetched, encode_fetch, encode_fetched};
 
 /// The version of this wire; another one is refused.
 pub const WIRE_VERSION: u8 = 1;
@@ -31,8 +35,12 @@ pub struct Standing {
     pub syncing: bool,
     /// The bookmarks that it has.
     pub bookmarks: Vec<Uuid>,
-    /// The objects that it has.
+    /// The objects that it has; while it is being compared, those that are whole.
     pub objects: Vec<ObjectNumber>,
+    /// While it is being compared, the objects that it has besides.
+    pub unfinished: Vec<ObjectNumber>,
+    /// How far its comparison has come.
+    pub cursor: Option<ResyncCursor>,
 }
 
 /// What an object of a secondary begins with when everything is compared.
@@ -44,6 +52,8 @@ pub enum Base {
     Like(ObjectNumber),
     /// Nothing.
     Empty,
+    /// What it is there, whatever that is: all of it is sent, and much of that may be there already.
+    Own,
 }
 
 /// One payload that was asked for.
@@ -71,6 +81,10 @@ pub enum Downstream {
     GoOn,
     /// The secondary is to begin anew. Objects follow.
     Anew,
+    /// The secondary goes on where its cursor says. Operations follow from behind its position on.
+    Resume,
+    /// How far the comparison has come, with all that was sent before.
+    Cursor(ResyncCursor),
     /// An object as it is to begin.
     Object {
         /// Its number.
@@ -141,6 +155,8 @@ const ADOPT: u8 = 8;
 const PAYLOADS: u8 = 9;
 const SYNC: u8 = 10;
 const SESSIONS: u8 = 11;
+const RESUME: u8 = 12;
+const CURSOR: u8 = 13;
 
 const STANDING: u8 = 1;
 const APPLIED: u8 = 2;
@@ -174,12 +190,18 @@ impl Downstream {
             }
             Downstream::GoOn => bytes.put_u8(GO_ON),
             Downstream::Anew => bytes.put_u8(ANEW),
+            Downstream::Resume => bytes.put_u8(RESUME),
+            Downstream::Cursor(cursor) => {
+                bytes.put_u8(CURSOR);
+                put_cursor(&mut bytes, Some(cursor));
+            }
             Downstream::Object { object, size, opaque, base } => {
                 bytes.put_u8(OBJECT);
                 let (kind, like) = match base {
                     Base::Kept => (0, ObjectNumber(0)),
                     Base::Like(other) => (1, *other),
                     Base::Empty => (2, ObjectNumber(0)),
+                    Base::Own => (3, ObjectNumber(0)),
                 };
                 bytes.put_u8(kind);
                 bytes.put_u64(like.0);
@@ -224,12 +246,15 @@ impl Downstream {
             OPEN => Downstream::Open { epoch: take_epoch(&mut reader)?, by: take_member(&mut reader)? },
             GO_ON => Downstream::GoOn,
             ANEW => Downstream::Anew,
+            RESUME => Downstream::Resume,
+            CURSOR => Downstream::Cursor(take_cursor(&mut reader)??),
             OBJECT => {
                 let (kind, like) = (reader.u8()?, ObjectNumber(reader.u64()?));
                 let base = match kind {
                     0 => Base::Kept,
                     1 => Base::Like(like),
                     2 => Base::Empty,
+                    3 => Base::Own,
                     _ => return None,
                 };
                 let (object, size, opaque) = operation::take_object(&mut reader)?;
@@ -279,10 +304,11 @@ impl Upstream {
                 for bookmark in &standing.bookmarks {
                     bytes.put_slice(&bookmark.0);
                 }
-                bytes.put_u32(u32::try_from(standing.objects.len()).expect("objects are held in memory"));
-                for object in &standing.objects {
-                    bytes.put_u64(object.0);
+                for objects in [&standing.objects, &standing.unfinished] {
+                    bytes.put_u32(u32::try_from(objects.len()).expect("objects are held in memory"));
+                    objects.iter().for_each(|object| bytes.put_u64(object.0));
                 }
+                put_cursor(&mut bytes, standing.cursor.as_ref());
             }
             Upstream::Applied { items, applied, durable, writable_bytes } => {
                 bytes.put_u8(APPLIED);
@@ -322,12 +348,9 @@ impl Upstream {
                 for _ in 0..count {
                     bookmarks.push(Uuid(reader.array()?));
                 }
-                let count = reader.u32()? as usize;
-                let mut objects = Vec::with_capacity(count.min(reader.rest().len() / 8));
-                for _ in 0..count {
-                    objects.push(ObjectNumber(reader.u64()?));
-                }
-                Upstream::Standing(Standing { by, position, syncing, bookmarks, objects })
+                let (objects, unfinished) = (take_objects(&mut reader)?, take_objects(&mut reader)?);
+                let cursor = take_cursor(&mut reader)?;
+                Upstream::Standing(Standing { by, position, syncing, bookmarks, objects, unfinished, cursor })
             }
             APPLIED => Upstream::Applied {
                 items: ItemNumber(reader.u64()?),
@@ -449,6 +472,32 @@ fn put_position(bytes: &mut Vec<u8>, position: Position) {
 
 fn take_position(reader: &mut Reader<'_>) -> Option<Position> {
     Some(Position { epoch: take_epoch(reader)?, lsn: Lsn(reader.u64()?) })
+}
+
+fn take_objects(reader: &mut Reader<'_>) -> Option<Vec<ObjectNumber>> {
+    let count = reader.u32()? as usize;
+    let mut objects = Vec::with_capacity(count.min(reader.rest().len() / 8));
+    for _ in 0..count {
+        objects.push(ObjectNumber(reader.u64()?));
+    }
+    Some(objects)
+}
+
+/// Appends a cursor with its length before it; none is one without bytes.
+fn put_cursor(bytes: &mut Vec<u8>, cursor: Option<&ResyncCursor>) {
+    let body = cursor.and_then(ResyncCursor::encode).unwrap_or_default();
+    bytes.put_u16(u16::try_from(body.len()).expect("a cursor fits a record of the catalog"));
+    bytes.put_slice(&body);
+}
+
+/// Reads what `put_cursor` appended.
+fn take_cursor(reader: &mut Reader<'_>) -> Option<Option<ResyncCursor>> {
+    let len = usize::from(reader.u16()?);
+    let body = reader.take(len)?;
+    if body.is_empty() {
+        return Some(None);
+    }
+    ResyncCursor::decode(body).map(Some)
 }
 
 fn put_time(bytes: &mut Vec<u8>, time: std::time::Duration) {
