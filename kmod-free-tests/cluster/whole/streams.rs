@@ -255,7 +255,16 @@ impl World {
         }
         let stream = Stream::open(&life.array, &life.store, &life.ring, &life.epochs, &standing);
         let link = life.shipping[&peer].link;
-        match self.tried(node, stream) {
+        let stream = self.tried(node, stream).and_then(|stream| {
+            let compared = stream.progress() != Progress::Prefix;
+            let waited_for = self.nodes[node].life.as_ref().is_some_and(|it| it.role.waits_for(standing.by));
+            if compared && waited_for && !self.planted.member_compared {
+                self.tell(node, Input::Failed(standing.by));
+                return Err(());
+            }
+            Ok(stream)
+        });
+        match stream {
             Ok(stream) => {
                 let seen = &mut self.oracle.seen;
                 match stream.progress() {

@@ -95,6 +95,8 @@ impl World {
         let now = self.clock(node);
         let Some(life) = self.nodes[node].life.as_mut() else { return };
         let position = life.position();
+        let compared = life.compared || life.store.syncing();
+        life.role.set_compared(compared && !self.planted.member_compared);
         let mut actions = life.role.handle(now, Input::Moved(position));
         actions.extend(life.role.handle(now, input));
         let number = life.number;

@@ -43,6 +43,8 @@ pub(crate) struct Planted {
     pub(crate) answered_on_receipt: bool,
     /// Operations are shipped in another order than they were committed in.
     pub(crate) shipped_outside_the_lock: bool,
+    /// A node is compared while the set names it, and promoted like any other.
+    pub(crate) member_compared: bool,
     /// Clients send a write again that was not answered, and nobody knows that it is the same one.
     pub(crate) sent_again_without_sessions: bool,
 }

@@ -154,6 +154,13 @@ impl Node {
         let parts = &self.parts;
         let stream = Stream::open(&parts.array, &parts.store, &parts.ring, &epochs, &standing)?;
         if stream.progress() != Progress::Prefix {
+            if self.state.lock().role.waits_for(standing.by) {
+                // Its connection broke when the ring was too short for it. A member that was compared could be promoted in
+                // the middle of it, and while it may not be, nobody else might be left.
+                self.step(Input::Failed(standing.by));
+                let what = "it cannot go on from where it was, and is put out of the set first";
+                return Err(Error::new(ErrorKind::Busy, what));
+            }
             tracing::info!("node {} is compared: it cannot go on from where it was", peer.0);
         }
         {
