@@ -5,11 +5,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
+mod consensus;
 mod nodes;
 mod oracle;
 #[path = "../common/pool.rs"]
 mod pool;
 mod streams;
+mod whole;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -6,12 +6,13 @@ use std::collections::BTreeMap;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use sinter::replica::decisions::{Change, Command, Incarnation, Member, NodeId, Position, Record};
+use sinter::replica::decisions::{Command, Incarnation, Member, NodeId, Position, Record};
 use sinter::replica::role::{Action, Input, PlantedFaults, Role};
 use sinter::replica::timing::Timing;
 use sinter::sync::seeded::SeededNumbers;
 use sinter::units::{Epoch, Lsn};
 
+use crate::consensus::Consensus;
 use crate::nodes::{Event, Life, Net, Node, Read, Time, len, position};
 use crate::oracle::{KEYS, Log, Operation, Oracle, newest_of};
 
@@ -46,10 +47,7 @@ pub(crate) struct World {
     nodes: Vec<Node>,
     /// Until when nothing passes from one node to another.
     cut: [[Time; VOTERS]; VOTERS],
-    /// The consensus group's newest record, and all that it has decided.
-    record: Record,
-    decided: Vec<Record>,
-    started_from_nobody: Vec<Epoch>,
+    consensus: Consensus,
     lives: u64,
     names: u64,
     /// Nodes only fall asleep, and links break: the history of those that wake up believing that nothing has changed.
@@ -85,9 +83,7 @@ impl World {
             scheduled: 0,
             nodes,
             cut: [[0; VOTERS]; VOTERS],
-            record,
-            decided: Vec::new(),
-            started_from_nobody: Vec::new(),
+            consensus: Consensus::new(record),
             lives: 0,
             names: 0,
             sleepy: false,
@@ -135,7 +131,12 @@ impl World {
             .filter(|node| self.life(*node).is_some_and(|life| life.role.serves().is_some()))
             .collect();
         assert_eq!(serving.len(), 1, "{serving:?} serve");
-        assert_eq!(self.record.set.len(), self.nodes.len(), "all are in the set: {:?}", self.record);
+        assert_eq!(
+            self.consensus.record.set.len(),
+            self.nodes.len(),
+            "all are in the set: {:?}",
+            self.consensus.record
+        );
         for node in &self.nodes {
             assert_eq!(node.log, self.nodes[serving[0]].log, "all nodes are equal");
         }
@@ -230,7 +231,7 @@ impl World {
                     self.after(delay, Event::Commit { from: node, command });
                 }
                 Action::Begin(epoch) => {
-                    let from_nobody = self.started_from_nobody.contains(&epoch);
+                    let from_nobody = self.consensus.began_from_nobody(epoch);
                     self.oracle.begins(epoch, node, &self.nodes[node].log, from_nobody);
                     self.append(node, Operation { epoch, name: 0, key: 0 });
                 }
@@ -443,26 +444,14 @@ impl World {
     }
 
     fn commit(&mut self, from: usize, command: &Command) {
-        if !self.reaches_most(from) {
+        if !self.reaches_most(from) || !self.consensus.decide(command, self.planted.no_precondition) {
             return;
-        }
-        let changed = if self.planted.no_precondition {
-            self.record.change(&command.change)
-        } else {
-            self.record.decide(command)
-        };
-        if !changed {
-            return;
-        }
-        if matches!(command.change, Change::Start { .. }) {
-            self.started_from_nobody.push(self.record.epoch);
         }
         if self.numbers.chance(1, 5) {
             // A decision must hold from its moment on, also when that is the last of who asked for it.
             let delay = self.numbers.below(3 * MILLISECOND);
             self.after(delay, Event::Fall { node: from });
         }
-        self.decided.push(self.record.clone());
         for node in 0..self.nodes.len() {
             let delay =
                 self.numbers.below(if self.numbers.clone().chance(1, 8) { 400 } else { 20 } * MILLISECOND);
@@ -471,7 +460,7 @@ impl World {
     }
 
     fn learn(&mut self, node: usize) {
-        if self.nodes[node].life.is_none() || self.nodes[node].decisions == self.decided.len() {
+        if self.nodes[node].life.is_none() || self.nodes[node].decisions == self.consensus.decided.len() {
             return;
         }
         if !self.reaches_most(node) {
@@ -479,7 +468,7 @@ impl World {
             return;
         }
         let own = &mut self.nodes[node];
-        own.record = self.decided[own.decisions].clone();
+        own.record = self.consensus.decided[own.decisions].clone();
         own.decisions += 1;
         let record = own.record.clone();
         self.tell(node, Input::Decided(record));

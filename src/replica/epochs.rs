@@ -68,12 +68,19 @@ impl Epochs {
         self.history.starts().last().map(|start| start.epoch)
     }
 
-    /// Whether an epoch is one of this array's, as far as is remembered.
+    /// Whether an epoch is one of this array's, as far as is remembered. One of the present generation need not be in
+    /// the history: whoever was handed over to may have begun it and died before anybody else had its first operation.
+    /// The same group decided it, so what it committed is a tail that was never acknowledged. What another
+    /// generation has had besides may have been.
     #[must_use]
     pub fn knows(&self, epoch: Epoch) -> bool {
         let starts = self.history.starts();
         let forgotten = starts.first().is_none_or(|oldest| epoch < oldest.epoch);
-        forgotten || starts.iter().any(|start| start.epoch == epoch)
+        let of_this_group =
+            |present: &EpochStart| epoch.generation == present.epoch.generation && epoch < present.epoch;
+        forgotten
+            || starts.iter().any(|start| start.epoch == epoch)
+            || starts.last().is_some_and(of_this_group)
     }
 
     /// Whether whoever stands there holds a prefix of what was committed up to `last`: not past the end that its
@@ -111,7 +118,10 @@ mod tests {
         assert!(!epochs.holds(at(epoch(0, 2), 75), Lsn(90)));
         assert!(epochs.holds(at(epoch(0, 5), 90), Lsn(90)) && !epochs.holds(at(epoch(0, 5), 91), Lsn(90)));
         assert!(!epochs.holds(at(epoch(0, 3), 60), Lsn(90)));
-        assert!(!epochs.knows(epoch(0, 3)) && !epochs.knows(epoch(1, 1)) && epochs.knows(epoch(0, 2)));
+        assert!(epochs.knows(epoch(0, 2)) && !epochs.knows(epoch(0, 6)) && !epochs.knows(epoch(1, 1)));
+        assert!(epochs.knows(epoch(0, 3)), "begun by a node that was handed over to, and told nobody");
         assert!(epochs.holds(at(epoch(0, 0), 0), Lsn(90)), "whoever has nothing holds a prefix");
+        epochs.history.push(EpochStart { epoch: epoch(1, 1), first: Lsn(91) }).unwrap();
+        assert!(!epochs.knows(epoch(0, 6)) && !epochs.knows(epoch(0, 3)), "the others may have gone on");
     }
 }

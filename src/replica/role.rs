@@ -125,6 +125,8 @@ pub struct Role {
     faults: PlantedFaults,
     record: Record,
     position: Position,
+    /// The pool is being compared.
+    compared: bool,
     /// The highest epoch that this node knows to have begun.
     newest_epoch: Epoch,
     /// Until then this node does not begin as primary.
@@ -163,6 +165,7 @@ impl Role {
             faults,
             record,
             position,
+            compared: false,
             newest_epoch,
             // Nobody was promised anything in this life, and whoever was in an earlier one, the set names that life.
             promised_until: now,
@@ -177,6 +180,12 @@ impl Role {
     /// These are the nodes that keep data, from now on.
     pub fn know(&mut self, nodes: Vec<NodeId>) {
         self.nodes = nodes;
+    }
+
+    /// Whether the pool is being compared: from then on it holds nothing that anybody could go on from, and this node
+    /// does not begin as primary, though the set may name it still.
+    pub fn set_compared(&mut self, compared: bool) {
+        self.compared = compared;
     }
 
     /// Whether this node has been chosen as primary, or is one: it serves, or will as soon as it may.
@@ -269,6 +278,12 @@ impl Role {
         let may =
             |leading: &&Leading| leading.begun && (!asked(leading) || self.faults.served_after_hand_over);
         self.leading.as_ref().filter(may)
+    }
+
+    /// Whether this node leads, and a member's answers are waited for: the set names it, or is about to.
+    #[must_use]
+    pub fn waits_for(&self, member: Member) -> bool {
+        self.leading.as_ref().is_some_and(|leading| self.waited_for(leading).contains(&member))
     }
 
     /// All other nodes that may be in the set.
@@ -423,7 +438,7 @@ impl Role {
             Some(at) => self.position.lsn >= at,
             None => now >= self.promised_until,
         };
-        if !leading.begun && ready {
+        if !leading.begun && ready && !self.compared {
             leading.begun = true;
             leading.since = now;
             self.begun = Some(leading.epoch);
@@ -499,7 +514,7 @@ impl Role {
     fn ask(&mut self, now: Duration, actions: &mut Vec<Action>) {
         if self.is_member() {
             let incarnation = self.record.set.get(&self.own.node).copied().unwrap_or_default();
-            if self.record.primary != self.own.node {
+            if self.record.primary != self.own.node && !self.compared {
                 self.propose(now, Change::Promote(Member { incarnation, ..self.own }), actions);
             }
             return;
@@ -517,7 +532,7 @@ impl Role {
         actions.extend(others.map(|node| Action::Send(*node, message.clone())));
         let primary = self.own;
         let change = Change::Start { primary, reports: self.stands.1.clone() };
-        if self.record.clone().change(&change) {
+        if !self.compared && self.record.clone().change(&change) {
             actions.push(Action::Propose(self.record.command(change)));
         }
         self.proposed_at = Some(now);

@@ -350,6 +350,8 @@ impl Node {
         let now = self.now();
         let mut state = self.state.lock();
         let position = self.own_position(&state);
+        let compared = state.following.is_compared() || self.parts.store.syncing();
+        state.role.set_compared(compared);
         let mut actions = state.role.handle(now, Input::Moved(position));
         actions.extend(state.role.handle(now, input));
         self.perform(state, actions);

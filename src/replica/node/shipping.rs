@@ -133,8 +133,9 @@ impl Node {
         while shipping.goes_on(self) && self.parts.control.state().nodes.contains_key(&shipping.peer) {
             let before = self.now();
             if let Err(error) = self.ship_once(shipping, compare) {
-                // What was to be sent is not here any more: what the node lacks, only a comparison finds.
-                compare = error.kind() == ErrorKind::Changed;
+                // What was to be sent is not here any more: what the node lacks, only a comparison finds. That may have to
+                // wait until it is out of the set.
+                compare = error.kind() == ErrorKind::Changed || compare && error.kind() == ErrorKind::Busy;
                 let mut seen = shipping.figures.state.lock();
                 let told = seen.error.as_deref() == Some(error.what());
                 seen.connected = false;
@@ -181,6 +182,13 @@ impl Node {
             true => Stream::open_anew(array, store, ring, &epochs, &standing)?,
             false => Stream::open(array, store, ring, &epochs, &standing)?,
         };
+        if stream.progress() != Progress::Prefix && self.state.lock().role.waits_for(standing.by) {
+            // Its connection broke when the ring was too short for it. A member that was compared could be promoted in
+            // the middle of it, and while it may not be, nobody else might be left.
+            self.step(Input::Failed(standing.by));
+            let what = "it cannot go on from where it was, and is put out of the set first";
+            return Err(Error::new(ErrorKind::Busy, what));
+        }
         if stream.is_resumed() {
             tracing::info!("node {} is compared: that goes on where it was broken off", peer.0);
         } else if stream.progress() != Progress::Prefix {

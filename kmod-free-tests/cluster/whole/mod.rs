@@ -1,0 +1,105 @@
+//! The whole cluster in one simulation: roles, decisions, streams, bookmarks, and stores on disks that crash.
+//!
+//! `SINTER_WHOLE_HISTORIES` sets how many histories are lived through, `SINTER_WHOLE_FIRST_SEED` from which seed on, and
+//! `SINTER_WHOLE_SEED` runs one alone.
+
+mod clients;
+mod histories;
+mod node;
+mod oracle;
+mod streams;
+mod terms;
+mod trouble;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sinter::replica::role::PlantedFaults;
+
+use oracle::Seen;
+use world::{Planted, SECOND, World};
+
+/// One history: faults for a while, then none.
+fn live(seed: u64, planted: Planted) -> Seen {
+    let mut world = World::new(seed, planted);
+    world.run(6 * SECOND);
+    world.heal()
+}
+
+/// Lives through histories on as many threads as there are processors, and says which failed first.
+fn live_many(first: u64, histories: u64, planted: Planted) -> Result<Seen, u64> {
+    let next = AtomicU64::new(first);
+    let failed = AtomicU64::new(u64::MAX);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut all = Seen::default();
+    std::thread::scope(|scope| {
+        let lives = || {
+            let mut all = Seen::default();
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= first + histories || seed > failed.load(Ordering::Relaxed) {
+                    return all;
+                }
+                match catch_unwind(AssertUnwindSafe(|| live(seed, planted))) {
+                    Ok(seen) => all.add(&seen),
+                    Err(_) => drop(failed.fetch_min(seed, Ordering::Relaxed)),
+                }
+            }
+        };
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(lives)).collect();
+        running.into_iter().for_each(|it| all.add(&it.join().unwrap()));
+    });
+    match failed.into_inner() {
+        u64::MAX => Ok(all),
+        seed => Err(seed),
+    }
+}
+
+#[test]
+fn p7_a_whole_cluster_keeps_what_it_promised() {
+    if let Some(seed) = crate::from_environment("SINTER_WHOLE_SEED") {
+        println!("{:?}", live(seed, Planted::default()));
+        return;
+    }
+    let first = crate::from_environment("SINTER_WHOLE_FIRST_SEED").unwrap_or(1);
+    let histories = crate::from_environment("SINTER_WHOLE_HISTORIES").unwrap_or(500);
+    let seen = live_many(first, histories, Planted::default()).unwrap_or_else(|seed| {
+        panic!("seed {seed} failed; replay: SINTER_WHOLE_SEED={seed} cargo test --test cluster whole_cluster_keeps")
+    });
+    println!("{histories} histories: {seen:?}");
+    assert!(seen.primaries > histories && seen.writes > 100 * histories, "{seen:?}");
+}
+
+#[test]
+fn p7_planted_faults_of_a_whole_cluster_are_found() {
+    let role = PlantedFaults::default();
+    let outside = Planted::default();
+    let planted = |role| Planted { role, ..outside };
+    let faults = [
+        ("lease looked at before the read", Planted { lease_before_read: true, ..outside }),
+        ("positions compared by bare numbers", Planted { bare_numbers: true, ..outside }),
+        ("answered on receipt", Planted { answered_on_receipt: true, ..outside }),
+        ("shipped outside the lock", Planted { shipped_outside_the_lock: true, ..outside }),
+        ("sent again without sessions", Planted { sent_again_without_sessions: true, ..outside }),
+        ("a member is compared, and promoted", Planted { member_compared: true, ..outside }),
+        ("any incarnation", planted(PlantedFaults { any_incarnation: true, ..role })),
+        ("asked before waited for", planted(PlantedFaults { asked_before_waited_for: true, ..role })),
+        ("out before decided", planted(PlantedFaults { out_before_decided: true, ..role })),
+    ];
+    // Rare here: the simulation of roles alone finds them sooner.
+    let rare = [
+        ("commands without a precondition", Planted { no_precondition: true, ..outside }),
+        ("asked before it holds all", planted(PlantedFaults { asked_before_it_holds_all: true, ..role })),
+    ];
+    let histories = crate::from_environment("SINTER_WHOLE_FAULT_HISTORIES").unwrap_or(200);
+    let rare = rare.into_iter().filter(|_| histories >= 2000);
+    let mut missed = Vec::new();
+    for (name, planted) in faults.into_iter().chain(rare) {
+        match live_many(1, histories, planted) {
+            Err(seed) => println!("planted fault found after {seed} histories: {name}"),
+            Ok(_) => missed.push(name),
+        }
+    }
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}

@@ -1,0 +1,132 @@
+//! What clients were told, and what every node must hold for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sinter::units::{Epoch, Lsn};
+
+use super::histories::{Histories, Value};
+use super::node::{Entry, Log};
+
+/// Where an operation of a client stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct At {
+    pub(super) epoch: Epoch,
+    pub(super) lsn: Lsn,
+}
+
+/// What happened in one history, so that the test knows that it tests something.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) primaries: u64,
+    pub(crate) writes: u64,
+    pub(crate) reads: u64,
+    pub(crate) flushes: u64,
+    pub(crate) managed: u64,
+    pub(crate) lost: u64,
+    pub(crate) went_on: u64,
+    pub(crate) compared: u64,
+    pub(crate) from_bookmark: u64,
+    pub(crate) adopted: u64,
+    pub(crate) crashes: u64,
+    pub(crate) pools_changed: u64,
+    pub(crate) sent_again: u64,
+    pub(crate) checked: u64,
+}
+
+impl Seen {
+    pub(crate) fn add(&mut self, other: &Seen) {
+        let pairs = [
+            (&mut self.primaries, other.primaries),
+            (&mut self.writes, other.writes),
+            (&mut self.reads, other.reads),
+            (&mut self.flushes, other.flushes),
+            (&mut self.managed, other.managed),
+            (&mut self.lost, other.lost),
+            (&mut self.went_on, other.went_on),
+            (&mut self.compared, other.compared),
+            (&mut self.from_bookmark, other.from_bookmark),
+            (&mut self.adopted, other.adopted),
+            (&mut self.crashes, other.crashes),
+            (&mut self.pools_changed, other.pools_changed),
+            (&mut self.sent_again, other.sent_again),
+            (&mut self.checked, other.checked),
+        ];
+        pairs.into_iter().for_each(|(sum, one)| *sum += one);
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Oracle {
+    pub(super) histories: Histories,
+    /// Operations that clients have been told of.
+    acknowledged: BTreeSet<At>,
+    /// The same, by a FLUSH or because they are durable by themselves.
+    flushed: BTreeSet<At>,
+    /// Which block an operation sets to what.
+    pub(super) writes: BTreeMap<At, (u64, Value)>,
+    /// What is known of operations, wherever they were committed or applied.
+    known: BTreeMap<At, u64>,
+    /// The primary of the highest epoch that has begun.
+    pub(super) newest: Option<(Epoch, usize)>,
+    pub(super) seen: Seen,
+}
+
+impl Oracle {
+    /// One epoch and number is one operation, on whichever node.
+    pub(super) fn compare(&mut self, log: &Log, from: Lsn) {
+        for (lsn, Entry { epoch, digest }) in log.range(from..) {
+            let at = At { epoch: *epoch, lsn: *lsn };
+            let known = *self.known.entry(at).or_insert(*digest);
+            assert_eq!(known, *digest, "operation {lsn} of {epoch:?} is not the same everywhere");
+        }
+    }
+
+    /// (1): a primary begins; what was acknowledged is there, and where all members were lost at once, what was flushed.
+    /// Whether it is the newest.
+    pub(super) fn begins(&mut self, epoch: Epoch, node: usize, log: &Log, all_were_lost: bool) -> bool {
+        if let Some((before, _)) = self.newest.filter(|(before, _)| *before >= epoch) {
+            assert!(before > epoch, "two primaries in epoch {epoch:?}");
+            // It was handed over to while it slept, and wakes up too late: nobody will answer it.
+            return false;
+        }
+        self.seen.primaries += 1;
+        let gone: Vec<At> = self.acknowledged.iter().filter(|at| !holds(log, **at)).copied().collect();
+        assert!(all_were_lost || gone.is_empty(), "epoch {epoch:?} begins without acknowledged {gone:?}");
+        for at in &gone {
+            assert!(!self.flushed.contains(at), "epoch {epoch:?} begins without flushed {at:?}");
+            self.acknowledged.remove(at);
+        }
+        self.seen.lost += gone.len() as u64;
+        self.newest = Some((epoch, node));
+        true
+    }
+
+    /// An operation is acknowledged. (2): a successor that has begun, whose log `successor` is, holds it.
+    pub(super) fn acknowledge(&mut self, at: At, successor: Option<&Log>) {
+        if let Some(log) = successor {
+            assert!(holds(log, at), "{at:?} was acknowledged behind the successor's back");
+        }
+        self.acknowledged.insert(at);
+    }
+
+    /// Everything up to `lsn` that was acknowledged is flushed.
+    pub(super) fn flush(&mut self, lsn: Lsn) {
+        let covered = self.acknowledged.iter().filter(|at| at.lsn <= lsn);
+        self.flushed.extend(covered);
+    }
+
+    /// What each block that was ever written holds, as a log has it.
+    pub(super) fn values(&self, log: &Log) -> BTreeMap<u64, Value> {
+        let mut values = BTreeMap::new();
+        for (lsn, entry) in log {
+            if let Some((block, value)) = self.writes.get(&At { epoch: entry.epoch, lsn: *lsn }) {
+                values.insert(*block, *value);
+            }
+        }
+        values
+    }
+}
+
+fn holds(log: &Log, at: At) -> bool {
+    log.get(&at.lsn).is_some_and(|entry| entry.epoch == at.epoch)
+}
