@@ -6,6 +6,7 @@
 #[allow(dead_code, reason = "another binary of tests uses the rest")]
 mod client;
 mod command_line;
+mod compared;
 #[path = "../common/daemon.rs"]
 mod daemon;
 mod disasters;
@@ -15,6 +16,8 @@ mod http;
 mod loss;
 mod netns;
 mod passed_on;
+#[path = "../common/pool.rs"]
+mod pool;
 mod renewal;
 mod routes;
 mod tokens;

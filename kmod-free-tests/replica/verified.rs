@@ -47,6 +47,7 @@ fn equal_nodes_are_equal_and_a_planted_difference_is_found_and_mended() {
     for block in 0..20 {
         assert_eq!(write(world.url("a"), block * 8192, &format!("text number {block}")), 200);
     }
+    assert_eq!(write(world.url("a"), 60 * 8192, &"x".repeat(4096)), 200, "a pattern");
     let snapshot = send(world.url("a"), "POST", "/api/v1/volumes/disk/snapshots", r#"{"name": "monday"}"#);
     assert_eq!(snapshot.status, 201);
     assert_eq!(write(world.url("a"), 0, "after the snapshot"), 200);

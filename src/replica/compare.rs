@@ -201,7 +201,7 @@ fn mapped(mapping: &ShippedMapping) -> Mapped {
         ShippedMapping::Hole => {}
         ShippedMapping::Pattern(word) => {
             bytes[0] = 1;
-            bytes[1..9].copy_from_slice(&word.to_le_bytes());
+            bytes[1..5].copy_from_slice(&word.to_le_bytes());
         }
         ShippedMapping::Block { fingerprint, .. } => {
             bytes[0] = 2;

@@ -27,6 +27,8 @@ use crate::units::{Epoch, Uuid};
 use super::files::{NodeFile, node_file, read_node_file, remove_if_there, write_node_file};
 use super::{ArrayPool, Calls, Cluster, ClusterOptions, DECISION_PATIENCE, Running};
 
+/// A new cluster's only node serves within this time.
+const BEGIN_PATIENCE: Duration = Duration::from_secs(10);
 /// A node that asks to join waits so long for each address.
 const JOIN_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -250,6 +252,11 @@ impl Cluster {
                     timing: Timing::default(),
                     disconnect: Box::new(move || disconnect()),
                 })?;
+                // An array that stood alone goes on as it did until this node serves: what is under way is acknowledged by
+                // it, and nobody else is in the set.
+                if !data.gate.is_held() && !node.wait_until_serving(BEGIN_PATIENCE) {
+                    tracing::warn!("this node does not serve yet as a part of its cluster");
+                }
                 data.gate.install(Arc::clone(&node));
                 Some(node)
             }

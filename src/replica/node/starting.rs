@@ -10,6 +10,19 @@ use crate::replica::decisions::{Change, Member, NodeId};
 use super::Node;
 
 impl Node {
+    /// Waits until requests are taken here; whether they are.
+    pub fn wait_until_serving(&self, patience: Duration) -> bool {
+        let deadline = self.now() + patience;
+        let mut state = self.state.lock();
+        loop {
+            let serves = state.serving.is_some() && state.serving == state.role.serves();
+            if serves || self.now() >= deadline || !self.lives() {
+                return serves;
+            }
+            state = self.moved.wait_for(state, self.parts.timing.heartbeat);
+        }
+    }
+
     /// All nodes of the in-sync set were down at once, and some never return: the one that has come farthest of the
     /// others becomes primary. What only those held that are gone on without is lost. The new primary.
     ///
