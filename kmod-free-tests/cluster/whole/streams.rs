@@ -293,8 +293,8 @@ impl World {
         let busy = !self.calm && self.numbers.chance(1, 30) || self.nodes[node].slow_until > self.now;
         let life = self.nodes[node].life.as_mut().unwrap();
         let Some(following) = life.following.as_mut().filter(|it| it.link == link) else { return };
-        if let Some(Downstream::Operation { lsn, .. }) = Downstream::decode(&body) {
-            following.received = lsn;
+        if let Some(Downstream::Operation(shipment)) = Downstream::decode(&body) {
+            following.received = shipment.lsn;
         }
         following.waiting.push_back(body);
         if self.planted.answered_on_receipt {
