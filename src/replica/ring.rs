@@ -179,7 +179,8 @@ impl Ring {
         })
     }
 
-    /// The newest operation behind `lsn` that changes one of these blocks.
+    /// The newest operation behind `lsn` that changes one of these blocks, or may: nobody can tell of one that has been
+    /// forgotten.
     #[must_use]
     pub fn newest_change(
         &self,
@@ -191,7 +192,10 @@ impl Ring {
         let state = self.state.lock();
         let behind = usize::try_from(state.last.0.saturating_sub(lsn.0)).unwrap_or(usize::MAX);
         let mut newest = state.entries.iter().rev().take(behind);
-        newest.find(|(shipment, _)| touches(&shipment.operation, object, first, count)).map(|(it, _)| it.lsn)
+        let found = newest.find(|(shipment, _)| touches(&shipment.operation, object, first, count));
+        let forgotten = behind > state.entries.len();
+        let newest_forgotten = || Lsn(state.last.0.saturating_sub(state.entries.len() as u64));
+        found.map(|(it, _)| it.lsn).or_else(|| forgotten.then(newest_forgotten))
     }
 }
 
@@ -289,4 +293,26 @@ fn shipped(commit: &Commit<'_>) -> Option<ShippedOperation> {
         },
         LoggedOperation::Moved { .. } => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Epoch;
+
+    #[test]
+    fn p7_what_was_forgotten_may_have_changed_any_block() {
+        let ring = Ring::new(ByteCount(2 * ENTRY_BYTES));
+        ring.listen_from(Lsn(0));
+        let object = ObjectNumber(1);
+        for (lsn, block) in [(1, 3), (2, 5), (3, 6)] {
+            let operation = LoggedOperation::Zero { object, first: Lba(block), count: BlockCount(1) };
+            let (epoch, payload) = (Epoch::default(), &Arc::default());
+            let (operation, fingerprints) = (&operation, &[][..]);
+            ring.committed(&Commit { epoch, lsn: Lsn(lsn), operation, fingerprints, payload });
+        }
+        let newest = |lsn, block| ring.newest_change(Lsn(lsn), object, Lba(block), BlockCount(1));
+        assert_eq!((newest(0, 5), newest(0, 3), newest(0, 9)), (Some(Lsn(2)), Some(Lsn(1)), Some(Lsn(1))));
+        assert_eq!((newest(1, 3), newest(1, 6)), (None, Some(Lsn(3))));
+    }
 }
