@@ -309,7 +309,7 @@ mod tests {
             let operation = LoggedOperation::Zero { object, first: Lba(block), count: BlockCount(1) };
             let (epoch, payload) = (Epoch::default(), &Arc::default());
             let (operation, fingerprints) = (&operation, &[][..]);
-            ring.committed(&Commit { epoch, lsn: Lsn(lsn), operation, fingerprints, payload });
+            ring.committed(&Commit { epoch, lsn: Lsn(lsn), operation, origin: None, fingerprints, payload });
         }
         let newest = |lsn, block| ring.newest_change(Lsn(lsn), object, Lba(block), BlockCount(1));
         assert_eq!((newest(0, 5), newest(0, 3), newest(0, 9)), (Some(Lsn(2)), Some(Lsn(1)), Some(Lsn(1))));

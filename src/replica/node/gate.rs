@@ -53,12 +53,6 @@ impl Gate {
         matches!(*self.keeper.lock(), Keeper::Expected)
     }
 
-    /// Whether nothing is taken, because the node that decides is not there yet.
-    #[must_use]
-    pub fn is_held(&self) -> bool {
-        matches!(*self.keeper.lock(), Keeper::Expected)
-    }
-
     /// The array stands alone from now on.
     pub fn release(&self) {
         *self.keeper.lock() = Keeper::Nobody;
