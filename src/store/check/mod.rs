@@ -107,14 +107,14 @@ pub fn check(
     match mode {
         CheckMode::AfterRecovery => {
             let (store, report) = Store::open(devices, options, environment)?;
-            let mut found = store.verify(progress)?;
+            let mut found = store.verify_opened(progress)?;
             found.log_is_damaged = !report.damage.is_empty();
             found.faults.extend(report.damage.into_iter().map(Fault::new));
             Ok(found)
         }
         CheckMode::LastCheckpointOnly => {
             let (store, _) = Store::open_checkpoint(devices, options, environment)?;
-            store.verify(progress)
+            store.verify_opened(progress)
         }
         CheckMode::Repair => repair::repair(devices, options, environment, progress),
     }

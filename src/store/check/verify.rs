@@ -44,30 +44,28 @@ struct Check<'a> {
 }
 
 impl Store {
+    /// As `verify`, of a pool that was just opened: everything is on the devices, the headers of segments too.
+    ///
+    /// # Errors
+    /// `Device`.
+    pub(super) fn verify_opened(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport> {
+        let report = self.verify(progress)?;
+        let mut check = Check::of(self, report);
+        check.segment_headers()?;
+        Ok(check.report)
+    }
+
     /// Recounts and verifies everything; nothing else may go on meanwhile.
     ///
     /// # Errors
     /// `Device`.
     pub fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport> {
-        let (nodes, segments) = {
-            let core = self.core.lock();
-            (core.node_ids.high_water, core.segments.count())
-        };
-        let mut check = Check {
-            store: self,
-            report: CheckReport::default(),
-            node_references: vec![0; usize::try_from(nodes).expect("bounded by memory")],
-            dying: vec![false; usize::try_from(nodes).expect("bounded by memory")],
-            live: vec![0; segments as usize],
-            references: 0,
-            suspects: BTreeMap::new(),
-        };
+        let mut check = Check::of(self, CheckReport::default());
         check.pages()?;
         check.trees()?;
         check.node_counts()?;
         check.blocks(progress)?;
         check.segments();
-        check.segment_headers()?;
         places::find(self, &check.suspects, &mut check.report.faults);
         Ok(check.report)
     }
@@ -84,6 +82,22 @@ impl Store {
 }
 
 impl Check<'_> {
+    fn of(store: &Store, report: CheckReport) -> Check<'_> {
+        let (nodes, segments) = {
+            let core = store.core.lock();
+            (core.node_ids.high_water, core.segments.count())
+        };
+        Check {
+            store,
+            report,
+            node_references: vec![0; usize::try_from(nodes).expect("bounded by memory")],
+            dying: vec![false; usize::try_from(nodes).expect("bounded by memory")],
+            live: vec![0; segments as usize],
+            references: 0,
+            suspects: BTreeMap::new(),
+        }
+    }
+
     fn fault(&mut self, what: String) {
         if self.report.faults.len() < FAULTS_MAX {
             self.report.faults.push(Fault::new(what));

@@ -78,7 +78,7 @@ pub(crate) fn repair(
     }
     repair.checkpoint()?;
     let (repairs, repairs_more) = (repair.repairs, repair.repairs_more);
-    Ok(CheckReport { repairs, repairs_more, ..store.verify(progress)? })
+    Ok(CheckReport { repairs, repairs_more, ..store.verify_opened(progress)? })
 }
 
 /// Where in the opening a repair is, and so where in the log its checkpoints say that replay begins.
