@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod connections;
 mod contract;
 #[path = "../common/daemon.rs"]
 mod daemon;
