@@ -5,6 +5,7 @@
 
 #[path = "../common/daemon.rs"]
 mod daemon;
+mod hints;
 mod refused;
 mod snapshots;
 mod transfers;
