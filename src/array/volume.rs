@@ -65,6 +65,8 @@ pub(super) struct SharedVolume {
     read_bytes: AtomicU64,
     write_ops: AtomicU64,
     write_bytes: AtomicU64,
+    /// Requests that may have changed what it holds.
+    changes: AtomicU64,
 }
 
 impl SharedVolume {
@@ -88,6 +90,7 @@ impl SharedVolume {
             read_bytes: AtomicU64::new(0),
             write_ops: AtomicU64::new(0),
             write_bytes: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
         }
     }
 
@@ -122,6 +125,22 @@ impl SharedVolume {
             write_ops: self.write_ops.load(Ordering::Relaxed),
             write_bytes: self.write_bytes.load(Ordering::Relaxed),
         }
+    }
+
+    /// Another number whenever a request may have changed what it holds.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// Notes that what it holds may be something else now: also where that failed half way.
+    pub(super) fn note_change(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The result of what may have changed what it holds, as the client may see it.
+    fn changed<T>(&self, result: Result<T>) -> Result<T> {
+        self.note_change();
+        self.unless_deleted(result)
     }
 
     /// Keeps requests that read a block before they write it away until what is returned is dropped: all that
@@ -395,7 +414,7 @@ impl Volume {
     /// # Errors
     /// As [`BlockService::write`].
     pub fn write_reported(&self, offset: u64, data: &[u8]) -> Result<WriteReport> {
-        self.shared.unless_deleted(self.shared.write(offset, data))
+        self.shared.changed(self.shared.write(offset, data))
     }
 }
 
@@ -433,11 +452,11 @@ impl BlockService for Volume {
     }
 
     fn write_zeroes(&self, offset: u64, len: ByteCount) -> Result<Commit> {
-        self.shared.unless_deleted(self.shared.write_zeroes(offset, len))
+        self.shared.changed(self.shared.write_zeroes(offset, len))
     }
 
     fn trim(&self, offset: u64, len: ByteCount) -> Result<Commit> {
-        self.shared.unless_deleted(self.shared.trim(offset, len))
+        self.shared.changed(self.shared.trim(offset, len))
     }
 
     fn is_deleted(&self) -> bool {
