@@ -5,8 +5,10 @@
 
 #[path = "../common/daemon.rs"]
 mod daemon;
+mod hints;
 mod refused;
 mod snapshots;
+mod transfers;
 
 use std::process::Output;
 use std::process::Stdio;
@@ -236,20 +238,20 @@ fn an_array_that_cannot_be_reached_is_status_15() {
 }
 
 #[test]
-fn a_closed_pipe_is_quiet_success() {
+fn a_closed_pipe_is_quiet_success_but_for_a_stream() {
     let scratch = Scratch::new();
     let daemon = Daemon::start(scratch.path(), &["--volume", "demo:64MiB"]);
-    let mut child = sinter(scratch.path())
-        .env("SINTER_URL", &daemon.url)
-        .args(["export", "demo", "-"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    assert!(output.stderr.is_empty(), "{output:?}");
+    let run_unread = |arguments: &[&str]| {
+        let mut command = sinter(scratch.path());
+        command.env("SINTER_URL", &daemon.url).args(arguments);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        child.wait_with_output().unwrap()
+    };
+    let output = run_unread(&["volume", "list"]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let error = failure(&run_unread(&["export", "demo", "-"]), 1);
+    assert!(error.contains("standard output") && error.contains("not the whole volume"), "{error}");
 }
 
 #[test]

@@ -47,6 +47,13 @@ fn the_configuration_in_force_is_printed() {
     ] {
         assert!(printed.contains(line), "{line}: {printed}");
     }
+    let home = scratch.path().display();
+    for line in [
+        format!("devices = [\"{home}/.local/share/sinter/pool.sinter,size=16GiB\"]"),
+        format!("unix = \"{home}/.local/share/sinter/nbd.sock\""),
+    ] {
+        assert!(printed.contains(&line), "{line}: {printed}");
+    }
     // What is printed is a file that says the same.
     std::fs::write(&file, &printed).unwrap();
     let again =
@@ -74,6 +81,14 @@ fn a_wrong_configuration_is_refused() {
     assert!(error.contains("sinter.toml:2: memory.requests: 1MiB is less than 33MiB"), "{error}");
     load("[memory\n");
     load("[api]\nlisten = 8000\n");
+    assert!(load("[memory]\nindex = \"1TiB\"\n").contains("this machine has"));
+    // What is printed is what a start would take.
+    for (variable, value) in [("SINTER_NBD_LISTEN", "1.2.3.4:5"), ("SINTER_POOL_SEGMENT_SIZE", "3MiB")] {
+        let mut command = sinter(scratch.path());
+        let output = command.args(["serve", "--print-config"]).env(variable, value).output().unwrap();
+        failure(&output, 2);
+        assert!(output.stdout.is_empty());
+    }
     failure(&serve(scratch.path(), &["--config", "/nonexistent/sinter.toml"]), 10);
     failure(&output_in_time(sinter(scratch.path()).args(["serve", "--nbd", "everywhere"])), 2);
     let variable = output_in_time(sinter(scratch.path()).arg("serve").env("SINTER_LOG_SYNC_AFTER", "soon"));

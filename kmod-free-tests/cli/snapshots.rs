@@ -153,7 +153,7 @@ fn a_volume_that_grows_by_a_restore_is_said_to() {
     let daemon = Daemon::start(scratch.path(), &["--volume", "large:4MiB", "--volume", "small:1MiB"]);
     text(&daemon.run(&["snapshot", "create", "large@s"]));
     let error = failure(&daemon.run(&["snapshot", "restore", "large@s", "--onto", "small"]), 2);
-    assert!(error.contains("Volume small grows from 1MiB to 4MiB"), "{error}");
+    assert!(error.contains("Volume small grows from 1.00 MiB to 4.00 MiB"), "{error}");
     let size = |name| json(&daemon, &["volume", "show", name, "--json"])["size_bytes"].as_u64().unwrap();
     assert_eq!(size("small"), 1 << 20);
     let restored = daemon.run(&["snapshot", "restore", "large@s", "--onto", "small", "--yes"]);

@@ -83,7 +83,7 @@ fn a_mount_outlives_the_command_and_goes_with_umount() {
 
     let file = OpenOptions::new().write(true).open(two.join("volumes/disk")).unwrap();
     assert_eq!(list(&daemon)["mounts"][1]["open_files"], 1);
-    fails(&daemon.run(&["umount", two.text()]), CONFLICT, "1 files are open");
+    fails(&daemon.run(&["umount", two.text()]), CONFLICT, "1 file is open");
     assert!(daemon.run(&["umount", one.text()]).status.success());
     assert_eq!((mounts_at(one.path()), list(&daemon)["total"].as_u64()), (0, Some(1)));
     fails(&daemon.run(&["umount", one.text()]), NOT_FOUND, "not a mount of Sinter");

@@ -306,6 +306,16 @@ fn a_volumes_ratio_is_measured_on_its_own_blocks() {
     let (even, odd) = (array.volume("even").unwrap(), array.volume("odd").unwrap());
     assert!(even.reduction_ratio > 5.0 && (odd.reduction_ratio - 1.0).abs() < 0.01, "{even:?} {odd:?}");
     assert!(even.reduction_measured_at.is_some() && odd.reduction_measured_at.is_some());
+    // Writes change what a volume holds, also where it holds as much as before; those to others do not.
+    write(&array, "even", 0, &noise);
+    let (even, odd) = (array.volume("even").unwrap(), array.volume("odd").unwrap());
+    assert_eq!(even.reduction_measured_at, None, "{even:?}");
+    assert!(odd.reduction_measured_at.is_some() && even.reduction_ratio < 5.0, "{even:?} {odd:?}");
+    array.request_measurement(even.id);
+    measure(&array);
+    assert!(array.volume("even").unwrap().reduction_measured_at.is_some());
+    array.open_volume("even").unwrap().trim(0, ByteCount(4096)).unwrap();
+    assert_eq!(array.volume("even").unwrap().reduction_measured_at, None);
 }
 
 #[test]

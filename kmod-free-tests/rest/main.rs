@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod connections;
 mod contract;
 #[path = "../common/daemon.rs"]
 mod daemon;
@@ -304,6 +305,7 @@ fn lists_come_in_pages() {
     for number in 0..7 {
         create(url, &format!("v{number}"), 0.001);
     }
+    assert_eq!(get(url, "/api/v1/mounts?limit=1").json(), json!({"mounts": [], "total": 0}));
     let whole = get(url, "/api/v1/volumes").json();
     assert_eq!(whole["total"], 7);
     assert!(whole.get("next_cursor").is_none());

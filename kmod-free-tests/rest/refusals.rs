@@ -143,10 +143,6 @@ fn a_change_can_be_made_conditional() {
     let daemon = start(&scratch, &["--volume", "v:1GiB"]);
     let url = &daemon.url;
     let path = "/api/v1/volumes/v";
-    let tag = |answer: &Answer| {
-        let header = answer.headers.lines().find_map(|line| line.strip_prefix("etag: "));
-        header.expect("a volume has an entity tag").to_owned()
-    };
     let change = |method: &str, path: &str, body: &str, tag: &str| {
         let length = body.len();
         head_and_body(
@@ -176,10 +172,54 @@ fn a_change_can_be_made_conditional() {
         change("PUT", path, r#"{"description": "two"}"#, wrong).problem(400, "invalid");
     }
     assert_eq!(get(url, path).json()["description"], "one");
+    write_and_snapshots_are_conditional(url, &change, &first, &second);
     let both = format!("{first}, {second}");
     let third = change("POST", resize, r#"{"size_gb": 2}"#, &both);
     assert_eq!(third.status, 200);
     assert_eq!(change("PUT", path, "{}", "*").status, 200);
+    assert_eq!(tag(&get(url, path)), tag(&third), "what changes nothing is no change");
+    assert_eq!(change("PUT", path, r#"{"name": "v", "description": "one"}"#, &tag(&third)).status, 200);
+    assert_eq!(get(url, path).json()["updated_at"], third.json()["updated_at"]);
     assert_eq!(change("DELETE", path, "", &tag(&get(url, path))).status, 204);
     change("PUT", path, "{}", &second).problem(404, "not_found");
+}
+
+fn tag(answer: &Answer) -> String {
+    let header = answer.headers.lines().find_map(|line| line.strip_prefix("etag: "));
+    header.expect("a volume or snapshot has an entity tag").to_owned()
+}
+
+/// Volume `v` had the tag `first`, and has `second`.
+fn write_and_snapshots_are_conditional(
+    url: &str,
+    change: &dyn Fn(&str, &str, &str, &str) -> Answer,
+    first: &str,
+    second: &str,
+) {
+    let made = send(url, "POST", "/api/v1/volumes/v/snapshots", r#"{"name": "s"}"#);
+    let snapshot = "/api/v1/volumes/v/snapshots/s";
+    let of_snapshot = tag(&made);
+    assert_eq!(tag(&get(url, snapshot)), of_snapshot);
+    let before = [get(url, "/api/v1/volumes").json(), get(url, "/api/v1/snapshots").json()];
+    let (write, data) = ("/api/v1/volumes/v/write", r#"{"offset": 4096, "data": "Ag=="}"#);
+    let (clone, restore) = (format!("{snapshot}/clone"), format!("{snapshot}/restore"));
+    let onto = r#"{"target_volume_id": "v"}"#;
+    for (method, path, body, good) in [
+        ("POST", write, data, second),
+        ("POST", "/api/v1/volumes/v/clone", r#"{"name": "c"}"#, second),
+        ("POST", &clone, r#"{"name": "d"}"#, &of_snapshot),
+        ("POST", &restore, "{}", &of_snapshot),
+        ("DELETE", snapshot, "", &of_snapshot),
+        ("POST", &restore, onto, second),
+    ] {
+        for stale in [first, "\"nothing\"", if good == second { &of_snapshot } else { second }] {
+            change(method, path, body, stale).problem(412, "changed");
+        }
+    }
+    assert_eq!([get(url, "/api/v1/volumes").json(), get(url, "/api/v1/snapshots").json()], before);
+    assert_eq!(change("POST", write, data, second).status, 200);
+    assert_eq!(change("POST", "/api/v1/volumes/v/clone", r#"{"name": "c"}"#, second).status, 200);
+    assert_eq!(change("POST", &clone, r#"{"name": "d"}"#, &of_snapshot).status, 200);
+    assert_eq!(change("POST", &restore, "{}", &of_snapshot).status, 200);
+    assert_eq!(change("DELETE", snapshot, "", &of_snapshot).status, 204);
 }

@@ -19,6 +19,7 @@ use crate::array::Array;
 use crate::array::BlockService;
 use crate::array::ExtentKind;
 use crate::array::VolumeInfo;
+use crate::array::Which;
 use crate::error::Error;
 use crate::error::ErrorKind;
 use crate::units::BLOCK_BYTES;
@@ -35,9 +36,14 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 type Answer = Result<Response, Problem>;
 
 pub(super) async fn write(State(service): State<Arc<Service>>, call: Call) -> Answer {
-    let which = call.which.clone();
+    let (which, versions) = (call.which.clone(), call.if_match()?);
     // A missing volume is said before a long body is read.
-    let info = service.blocking(move |array| array.volume(&which)).await?;
+    let (info, versions) = service
+        .blocking(move |array| {
+            let info = array.volume_in_version(Which::new(&which, versions.as_deref()))?;
+            Ok((info, versions))
+        })
+        .await?;
     let _permit = service.transfer().await;
     let asked = request::write(&call.json(WRITE_BODY_MAX).await?)?;
     let answer = service
@@ -45,7 +51,10 @@ pub(super) async fn write(State(service): State<Arc<Service>>, call: Call) -> An
             let data = STANDARD
                 .decode(asked.data.as_bytes())
                 .map_err(|_| Error::new(ErrorKind::Invalid, "Invalid base64 data"));
-            data.and_then(|data| write_data(array, &info, asked.offset, &data))
+            let data = data?;
+            // The body may have taken its time.
+            array.volume_in_version(Which::new(&info.id.to_string(), versions.as_deref()))?;
+            write_data(array, &info, asked.offset, &data)
         })
         .await?;
     Ok(Json(answer).into_response())

@@ -220,6 +220,7 @@ fn all_flash(store: &StoreStatistics) -> AllFlash {
             total_blocks: store.segment_count,
             free_blocks: store.free_segments,
             valid_blocks: in_use,
+            bad_blocks: store.bad_blocks,
             total_erases: store.segment_erases,
             avg_erase_count: store.erases_avg,
             max_erase_count: store.erases_max,
@@ -239,6 +240,7 @@ fn all_flash(store: &StoreStatistics) -> AllFlash {
             bytes_reclaimed: store.collected_segments.saturating_mul(segment_bytes),
             bytes_moved: store.moved_bytes,
             current_utilization: share(in_use, store.segment_count),
+            gc_threshold: 1.0 - share(store.free_segments_wanted, store.segment_count),
         },
     }
 }

@@ -7,10 +7,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::ConnectInfo;
 use axum::extract::Request;
 use axum::extract::State;
 use axum::http::Method;
@@ -23,6 +23,8 @@ use tokio::sync::SemaphorePermit;
 
 use crate::api::mounts::MountControl;
 use crate::api::problem::Problem;
+use crate::api::server::Activity;
+use crate::api::server::Working;
 use crate::api::statistics::Operation;
 use crate::api::statistics::RestStatistics;
 use crate::api::types::Endpoints;
@@ -178,26 +180,12 @@ pub fn router(service: Arc<Service>, mounted: Router) -> Router {
 async fn count(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
     let operation = Operation::of(request.method(), request.uri().path());
     let _working = Working::begin(&service.in_flight);
+    let connection = request.extensions().get::<ConnectInfo<Activity>>();
+    let _of_connection = connection.map(|ConnectInfo(activity)| activity.begin());
     let begun = service.clock.monotonic();
     let response = next.run(request).await;
     service.statistics.count(operation, service.clock.monotonic().saturating_sub(begun));
     response
-}
-
-/// Counts a request while it is being worked on, also when its client goes away meanwhile.
-struct Working(Arc<AtomicUsize>);
-
-impl Working {
-    fn begin(in_flight: &Arc<AtomicUsize>) -> Working {
-        in_flight.fetch_add(1, Ordering::Relaxed);
-        Working(in_flight.clone())
-    }
-}
-
-impl Drop for Working {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 async fn unknown_route(uri: Uri) -> Problem {

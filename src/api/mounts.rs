@@ -13,6 +13,7 @@ use axum::response::Response;
 use crate::api::Service;
 use crate::api::call::Call;
 use crate::api::call::MANAGEMENT_BODY_MAX;
+use crate::api::page::Page;
 use crate::api::problem::Problem;
 use crate::api::request;
 use crate::api::types::Mount;
@@ -55,11 +56,13 @@ async fn blocking<T: Send + 'static>(
     service.blocking(move |_| call(&*mounts)).await
 }
 
-pub(super) async fn list(State(service): State<Arc<Service>>, call: Call) -> Answer {
+pub(super) async fn list(State(service): State<Arc<Service>>, mut call: Call) -> Answer {
+    let page = Page::asked(&mut call.query)?;
     call.query.finish()?;
     let mounts = blocking(&service, |mounts| Ok(mounts.list())).await?;
     let total = mounts.len() as u64;
-    Ok(Json(MountList { mounts, total }).into_response())
+    let (mounts, next_cursor) = page.of(mounts);
+    Ok(Json(MountList { mounts, total, next_cursor }).into_response())
 }
 
 pub(super) async fn create(State(service): State<Arc<Service>>, call: Call) -> Answer {

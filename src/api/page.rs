@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::api::problem::Problem;
 use crate::api::request::Query;
+use crate::api::types::Mount;
 use crate::array::SnapshotInfo;
 use crate::array::VolumeInfo;
 
@@ -29,6 +30,12 @@ impl Listed for SnapshotInfo {
     fn cursor(&self) -> Cursor {
         let names = vec![self.volume_name.clone(), self.name.clone(), self.id.to_string()];
         Cursor { created_ms: self.created_at.as_millis(), names }
+    }
+}
+
+impl Listed for Mount {
+    fn cursor(&self) -> Cursor {
+        Cursor { created_ms: 0, names: vec![self.mountpoint.clone()] }
     }
 }
 

@@ -33,7 +33,7 @@ use crate::api::types::UpdateVolume;
 const SIZE_GB_MAX: f64 = 1024.0;
 
 /// Largest `size_bytes`: 256 TiB.
-const SIZE_BYTES_MAX: u64 = 256 << 40;
+pub const SIZE_BYTES_MAX: u64 = 256 << 40;
 
 /// Reads the body of `POST /volumes`.
 ///

@@ -161,7 +161,8 @@ const IF_MATCH: Parameter = Parameter {
     name: "If-Match",
     place: Place::Header,
     kind: Kind::Pattern(r#"^(\*|(W/)?"[^"]*"( *, *(W/)?"[^"]*")*)$"#),
-    about: "Entity tags, as `ETag` gave them: nothing is changed unless the volume still has one of them",
+    about: "Entity tags, as `ETag` gave them: nothing is changed unless the volume or snapshot \
+            still has one of them (where a snapshot is restored onto a volume, that volume)",
 };
 
 const READ: &[Parameter] = &[
@@ -280,22 +281,29 @@ const VOLUMES: &[Route] = &[
             || post(volumes::resize),
         )
     },
-    posting(
-        "/api/v1/volumes/{volume}/clone",
-        "clone_volume",
-        "Make a volume that begins as what this one holds",
-        |_| shapes::clone_volume(),
-        shape::<types::Volume>,
-        || post(volumes::clone),
-    ),
-    posting(
-        "/api/v1/volumes/{volume}/write",
-        "write",
-        "Write data at a multiple of 4096; durable when answered",
-        |_| shapes::write(),
-        shape::<types::WriteAnswer>,
-        || post(data::write),
-    ),
+    Route {
+        parameters: &[IF_MATCH],
+        ..posting(
+            "/api/v1/volumes/{volume}/clone",
+            "clone_volume",
+            "Make a volume that begins as what this one holds",
+            |_| shapes::clone_volume(),
+            shape::<types::Volume>,
+            || post(volumes::clone),
+        )
+    },
+    Route {
+        parameters: &[IF_MATCH],
+        ..posting(
+            "/api/v1/volumes/{volume}/write",
+            "write",
+            "Write data at a multiple of 4096; durable when answered. The body is at most 64 MiB, which is 48 MiB of data \
+             in Base64",
+            |_| shapes::write(),
+            shape::<types::WriteAnswer>,
+            || post(data::write),
+        )
+    },
     Route {
         parameters: READ,
         ..reading("/api/v1/volumes/{volume}/read", "read", "Read data", shape::<types::ReadAnswer>, || {
@@ -305,13 +313,16 @@ const VOLUMES: &[Route] = &[
 ];
 
 const MOUNTS: &[Route] = &[
-    reading(
-        "/api/v1/mounts",
-        "list_mounts",
-        "All directories in which volumes and snapshots are files",
-        shape::<types::MountList>,
-        || get(mounts::list),
-    ),
+    Route {
+        parameters: LIST,
+        ..reading(
+            "/api/v1/mounts",
+            "list_mounts",
+            "All directories in which volumes and snapshots are files",
+            shape::<types::MountList>,
+            || get(mounts::list),
+        )
+    },
     Route {
         status: 201,
         problems: &[404, 409, 501],
@@ -428,7 +439,7 @@ const SNAPSHOTS: &[Route] = &[
         path: "/api/v1/volumes/{volume}/snapshots/{snapshot}",
         id: "delete_snapshot",
         summary: "Delete a snapshot; its space comes back in the background",
-        parameters: &[FORCE],
+        parameters: &[FORCE, IF_MATCH],
         body: None,
         status: 204,
         answer: None,
@@ -436,7 +447,7 @@ const SNAPSHOTS: &[Route] = &[
         handler: || delete(snapshots::delete),
     },
     Route {
-        parameters: &[FORCE],
+        parameters: &[FORCE, IF_MATCH],
         ..posting(
             "/api/v1/volumes/{volume}/snapshots/{snapshot}/restore",
             "restore_snapshot",
@@ -446,14 +457,17 @@ const SNAPSHOTS: &[Route] = &[
             || post(snapshots::restore),
         )
     },
-    posting(
-        "/api/v1/volumes/{volume}/snapshots/{snapshot}/clone",
-        "clone_snapshot",
-        "Make a volume that begins as the snapshot",
-        |_| shapes::clone_volume(),
-        shape::<types::Volume>,
-        || post(snapshots::clone),
-    ),
+    Route {
+        parameters: &[IF_MATCH],
+        ..posting(
+            "/api/v1/volumes/{volume}/snapshots/{snapshot}/clone",
+            "clone_snapshot",
+            "Make a volume that begins as the snapshot",
+            |_| shapes::clone_volume(),
+            shape::<types::Volume>,
+            || post(snapshots::clone),
+        )
+    },
     Route {
         parameters: DIFF,
         ..reading(

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::http::header::ETAG;
 use axum::response::IntoResponse;
 use axum::response::Response;
 
 use crate::api::Service;
 use crate::api::call::Call;
 use crate::api::call::MANAGEMENT_BODY_MAX;
+use crate::api::condition;
 use crate::api::page;
 use crate::api::page::Page;
 use crate::api::problem::Problem;
@@ -24,6 +26,7 @@ use crate::api::volumes;
 use crate::array::NewClone;
 use crate::array::NewSnapshot;
 use crate::array::RestoreTarget;
+use crate::array::SnapshotIn;
 use crate::array::SnapshotInfo;
 use crate::array::SnapshotWhich;
 
@@ -45,7 +48,8 @@ pub(super) async fn create(State(service): State<Arc<Service>>, call: Call) -> A
     let new = new_snapshot(request::create_snapshot(&call.json(MANAGEMENT_BODY_MAX).await?)?);
     let info = service.blocking(move |array| array.create_snapshot(&volume, &new)).await?;
     let path = format!("/api/v1/volumes/{}/snapshots/{}", info.volume_id, info.id);
-    Ok(volumes::created(&path, view::snapshot(info)))
+    let tag = condition::tag(info.version);
+    Ok(([(ETAG, tag)], volumes::created(&path, view::snapshot(info))).into_response())
 }
 
 pub(super) async fn create_group(State(service): State<Arc<Service>>, call: Call) -> Answer {
@@ -80,7 +84,8 @@ pub(super) async fn show(State(service): State<Arc<Service>>, call: Call) -> Ans
             Ok(info)
         })
         .await?;
-    Ok(Json(view::snapshot(info)).into_response())
+    let tag = condition::tag(info.version);
+    Ok(([(ETAG, tag)], Json(view::snapshot(info))).into_response())
 }
 
 pub(super) async fn diff(State(service): State<Arc<Service>>, mut call: Call) -> Answer {
@@ -109,11 +114,13 @@ pub(super) async fn diff(State(service): State<Arc<Service>>, mut call: Call) ->
 
 pub(super) async fn delete(State(service): State<Arc<Service>>, mut call: Call) -> Answer {
     let force = call.query.flag("force")?;
+    let versions = call.if_match()?;
     call.query.finish()?;
     let (volume, snapshot) = (call.which, call.second);
     service
         .blocking(move |array| {
-            array.delete_snapshot(SnapshotWhich { volume: &volume, snapshot: &snapshot }, force)
+            let which = SnapshotWhich { volume: &volume, snapshot: &snapshot };
+            array.delete_snapshot(SnapshotIn::new(which, versions.as_deref()), force)
         })
         .await?;
     service.disconnect_deleted();
@@ -121,12 +128,13 @@ pub(super) async fn delete(State(service): State<Arc<Service>>, mut call: Call) 
 }
 
 pub(super) async fn clone(State(service): State<Arc<Service>>, call: Call) -> Answer {
-    let (volume, snapshot) = (call.which.clone(), call.second.clone());
+    let (volume, snapshot, versions) = (call.which.clone(), call.second.clone(), call.if_match()?);
     let asked = request::clone_volume(&call.json(MANAGEMENT_BODY_MAX).await?)?;
     let new = NewClone { name: asked.name, description: asked.description };
     let info = service
         .blocking(move |array| {
-            array.clone_snapshot(SnapshotWhich { volume: &volume, snapshot: &snapshot }, &new)
+            let which = SnapshotWhich { volume: &volume, snapshot: &snapshot };
+            array.clone_snapshot(SnapshotIn::new(which, versions.as_deref()), &new)
         })
         .await?;
     Ok(volumes::answer(info))
@@ -134,7 +142,7 @@ pub(super) async fn clone(State(service): State<Arc<Service>>, call: Call) -> An
 
 pub(super) async fn restore(State(service): State<Arc<Service>>, mut call: Call) -> Answer {
     let force = call.query.flag("force")?;
-    let (volume, snapshot) = (call.which.clone(), call.second.clone());
+    let (volume, snapshot, versions) = (call.which.clone(), call.second.clone(), call.if_match()?);
     let asked = request::restore_snapshot(&call.json(MANAGEMENT_BODY_MAX).await?)?;
     let target = match asked.target_volume_id {
         Some(volume) => RestoreTarget::Onto { volume, force },
@@ -142,7 +150,8 @@ pub(super) async fn restore(State(service): State<Arc<Service>>, mut call: Call)
     };
     let info = service
         .blocking(move |array| {
-            array.restore_snapshot(SnapshotWhich { volume: &volume, snapshot: &snapshot }, &target)
+            let which = SnapshotWhich { volume: &volume, snapshot: &snapshot };
+            array.restore_snapshot(SnapshotIn::new(which, versions.as_deref()), &target)
         })
         .await?;
     Ok(volumes::answer(info))

@@ -23,7 +23,6 @@ use crate::api::view;
 use crate::array::Array;
 use crate::array::NewClone;
 use crate::array::NewVolume;
-use crate::array::Version;
 use crate::array::VolumeInfo;
 use crate::array::VolumeUpdate;
 use crate::array::Which;
@@ -40,14 +39,6 @@ pub(super) fn answer(info: VolumeInfo) -> Response {
 /// The answer to what was made, with the path under which it is found from now on.
 pub(super) fn created(path: &str, body: impl Serialize) -> Response {
     (StatusCode::CREATED, [(LOCATION, path)], Json(body)).into_response()
-}
-
-/// The volume that is named, in one of the versions that the client has seen, if it says so.
-fn which<'a>(name_or_id: &'a str, versions: Option<&'a [Version]>) -> Which<'a> {
-    match versions {
-        Some(versions) => Which::in_version(name_or_id, versions),
-        None => name_or_id.into(),
-    }
 }
 
 pub(super) async fn create(State(service): State<Arc<Service>>, call: Call) -> Answer {
@@ -90,7 +81,7 @@ pub(super) async fn update(State(service): State<Arc<Service>>, call: Call) -> A
     let (name, versions) = (call.which.clone(), call.if_match()?);
     let asked = request::update_volume(&call.json(MANAGEMENT_BODY_MAX).await?)?;
     let update = VolumeUpdate { name: asked.name, description: asked.description, tags: asked.tags };
-    let change = move |array: &Array| array.update_volume(which(&name, versions.as_deref()), update);
+    let change = move |array: &Array| array.update_volume(Which::new(&name, versions.as_deref()), update);
     Ok(answer(service.blocking(change).await?))
 }
 
@@ -98,7 +89,8 @@ pub(super) async fn delete(State(service): State<Arc<Service>>, mut call: Call) 
     let force = call.query.flag("force")?;
     let versions = call.if_match()?;
     call.query.finish()?;
-    let delete = move |array: &Array| array.delete_volume(which(&call.which, versions.as_deref()), force);
+    let delete =
+        move |array: &Array| array.delete_volume(Which::new(&call.which, versions.as_deref()), force);
     service.blocking(delete).await?;
     service.disconnect_deleted();
     Ok(StatusCode::NO_CONTENT.into_response())
@@ -108,14 +100,14 @@ pub(super) async fn resize(State(service): State<Arc<Service>>, call: Call) -> A
     let (name, versions) = (call.which.clone(), call.if_match()?);
     let asked = request::resize_volume(&call.json(MANAGEMENT_BODY_MAX).await?)?;
     let size = ByteCount(asked.size_bytes);
-    let resize = move |array: &Array| array.resize_volume(which(&name, versions.as_deref()), size);
+    let resize = move |array: &Array| array.resize_volume(Which::new(&name, versions.as_deref()), size);
     Ok(answer(service.blocking(resize).await?))
 }
 
 pub(super) async fn clone(State(service): State<Arc<Service>>, call: Call) -> Answer {
-    let name = call.which.clone();
+    let (name, versions) = (call.which.clone(), call.if_match()?);
     let asked = request::clone_volume(&call.json(MANAGEMENT_BODY_MAX).await?)?;
     let new = NewClone { name: asked.name, description: asked.description };
-    let info = service.blocking(move |array| array.clone_volume(&name, &new)).await?;
-    Ok(answer(info))
+    let clone = move |array: &Array| array.clone_volume(Which::new(&name, versions.as_deref()), &new);
+    Ok(answer(service.blocking(clone).await?))
 }

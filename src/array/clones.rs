@@ -13,15 +13,15 @@ use super::info::NewClone;
 use super::info::RestoreTarget;
 use super::info::VolumeInfo;
 use super::rules;
-use super::which::SnapshotWhich;
+use super::which::SnapshotIn;
 use super::which::Which;
 
 impl Array {
     /// Makes a writable volume that begins as what the volume holds now. Costs the same whatever its size.
     ///
     /// # Errors
-    /// `NotFound`; `Invalid` for a name or text against the rules; `Exists` for a name that is taken;
-    /// `NoSpace`, `ReadOnly`, `Stopped`, `Device`.
+    /// `NotFound`; `Changed` where it is not in a version that is asked for; `Invalid` for a name or text against
+    /// the rules; `Exists` for a name that is taken; `NoSpace`, `ReadOnly`, `Stopped`, `Device`.
     pub fn clone_volume<'a>(&self, which: impl Into<Which<'a>>, new: &NewClone) -> Result<VolumeInfo> {
         rules::check_name(&new.name)?;
         let which = which.into();
@@ -38,8 +38,9 @@ impl Array {
     ///
     /// # Errors
     /// As `clone_volume`.
-    pub fn clone_snapshot(&self, which: SnapshotWhich<'_>, new: &NewClone) -> Result<VolumeInfo> {
+    pub fn clone_snapshot<'a>(&self, which: impl Into<SnapshotIn<'a>>, new: &NewClone) -> Result<VolumeInfo> {
         rules::check_name(&new.name)?;
+        let which = which.into();
         self.clone_entry(
             || self.find_snapshot(which),
             |source| {
@@ -54,10 +55,16 @@ impl Array {
     /// smaller snapshot leaves a volume its size, and zeros beyond; a larger one makes it grow.
     ///
     /// # Errors
-    /// `NotFound` for the snapshot or the volume; `Busy` while a client is connected to the volume,
+    /// `NotFound` for the snapshot or the volume; `Changed` where the volume, or the snapshot of which a new one
+    /// is made, is not in a version that is asked for; `Busy` while a client is connected to the volume,
     /// without `force`; `Invalid`, `Exists` for the name of a new volume; `NoSpace`, `ReadOnly`,
     /// `Stopped`, `Device`.
-    pub fn restore_snapshot(&self, which: SnapshotWhich<'_>, target: &RestoreTarget) -> Result<VolumeInfo> {
+    pub fn restore_snapshot<'a>(
+        &self,
+        which: impl Into<SnapshotIn<'a>>,
+        target: &RestoreTarget,
+    ) -> Result<VolumeInfo> {
+        let which = which.into();
         match target {
             RestoreTarget::New { name } => {
                 if let Some(name) = name {
@@ -117,10 +124,10 @@ impl Array {
         Ok(self.describe_one(&entry))
     }
 
-    fn restore_onto(&self, which: SnapshotWhich<'_>, volume: &str, force: bool) -> Result<VolumeInfo> {
+    fn restore_onto(&self, from: SnapshotIn<'_>, volume: &str, force: bool) -> Result<VolumeInfo> {
         let management = self.manage()?;
-        let source = self.find_snapshot(which)?;
-        let target = self.find(volume.into())?;
+        let source = self.find_snapshot(from.which.into())?;
+        let target = self.find(Which::new(volume, from.versions))?;
         self.check_unused(&target, force)?;
         let size = target.record.size.max(source.record.size);
         let updated_ms = target.record.updated_ms.max(self.now_ms());
@@ -135,6 +142,7 @@ impl Array {
             size.blocks(),
             &opaque,
         ))?;
+        target.shared.note_change();
         target.shared.set_size(size);
         drop(held);
         let entry = target.with(record, &opaque);

@@ -151,6 +151,8 @@ pub struct SnapshotInfo {
     pub tags: BTreeMap<String, String>,
     /// Stored bytes that would come free if it alone were deleted; `None` until that has been counted.
     pub reclaimable_bytes: Option<ByteCount>,
+    /// Another one after every change of what is kept of it.
+    pub version: Version,
 }
 
 /// The array's health in one word.

@@ -23,7 +23,7 @@ use super::catalog::Entry;
 const WAITING_MAX: usize = 64;
 
 /// For how long a figure is shown after the pool has changed, in milliseconds: what a snapshot holds alone goes
-/// with every write to its volume, while a volume's ratio drifts slowly.
+/// with every write to its volume, while the ratio of a volume that nobody writes to drifts slowly.
 const RECLAIMABLE_KEPT_MS: u64 = 5_000;
 const OCCUPIED_KEPT_MS: u64 = 60_000;
 
@@ -33,6 +33,8 @@ struct Found {
     bytes: ByteCount,
     /// What the object held when the walk began.
     mapped: BlockCount,
+    /// How often it had been changed by then.
+    changes: u64,
     /// The newest operation when the walk began.
     lsn: Lsn,
     at_ms: u64,
@@ -47,6 +49,7 @@ struct Current {
     id: Uuid,
     walk: Walk,
     mapped: BlockCount,
+    changes: u64,
     lsn: Lsn,
 }
 
@@ -93,9 +96,9 @@ impl Array {
                     Walk::Reclaimable(walk) => walk.found().map(|found| found.bytes()),
                     Walk::Occupied(walk) => walk.found(),
                 };
-                let Current { id, mapped, lsn, .. } = current;
+                let Current { id, mapped, changes, lsn, .. } = current;
                 let at_ms = self.now_ms();
-                let found = bytes.map(|bytes| (id, Found { bytes, mapped, lsn, at_ms }));
+                let found = bytes.map(|bytes| (id, Found { bytes, mapped, changes, lsn, at_ms }));
                 measurements.found.extend(found);
             }
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => {}
@@ -125,8 +128,8 @@ impl Array {
                 None => Walk::Occupied(OccupiedWalk::new(number)),
             };
             // Before a look at the map: what changes later makes the figure stale, not wrong for good.
-            let lsn = self.store.last_lsn();
-            return Some(Current { id, walk, mapped: self.mapped_blocks(&entry), lsn });
+            let (lsn, changes) = (self.store.last_lsn(), entry.shared.changes());
+            return Some(Current { id, walk, mapped: self.mapped_blocks(&entry), changes, lsn });
         }
     }
 
@@ -143,15 +146,23 @@ impl Array {
     }
 
     /// The volume's bytes over those that they occupy, and when that was measured, in milliseconds since
-    /// 1970-01-01 00:00:00 UTC; `None` where it is not known.
+    /// 1970-01-01 00:00:00 UTC; `None` where it is not known, as after every change of what the volume holds.
     pub(super) fn measured_ratio(&self, volume: &Entry) -> Option<(f64, u64)> {
         let found = self.fresh(volume.record.id, OCCUPIED_KEPT_MS)?;
+        if found.changes != volume.shared.changes() {
+            return None;
+        }
         let held = found.mapped.bytes().0;
         // Patterns are in the map alone: no block is counted with less than what it takes there.
         let occupied = found.bytes.0.max(found.mapped.0.saturating_mul(super::status::MAPPING_BYTES));
         #[expect(clippy::cast_precision_loss, reason = "a ratio of sizes needs no more than 53 bits")]
         let ratio = if held == 0 || occupied == 0 { 1.0 } else { held as f64 / occupied as f64 };
         Some((ratio, found.at_ms))
+    }
+
+    /// Forgets all that was found, where changes were made past this array.
+    pub(super) fn forget_measurements(&self) {
+        *self.measurements.lock() = Measurements::default();
     }
 
     /// Forgets what was found of an object that is no more.

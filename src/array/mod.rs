@@ -74,6 +74,7 @@ pub use service::SessionTerms;
 pub use snapshots::GROUP_MAX;
 pub use volume::Volume;
 pub use volume::WriteReport;
+pub use which::SnapshotIn;
 pub use which::SnapshotWhich;
 pub use which::Version;
 pub use which::Which;
@@ -148,7 +149,6 @@ impl Array {
     pub fn reload(&self) -> Result<()> {
         let _management = self.management.lock();
         let (mut loaded, damage) = Catalog::load(&self.backing)?;
-        let mut gone = Vec::new();
         {
             // Connections are made under this lock: none can come between.
             let mut catalog = self.catalog.lock();
@@ -160,12 +160,11 @@ impl Array {
                 let now = loaded.by_id(before.record.id);
                 if now.is_none_or(|now| !Arc::ptr_eq(&now.shared, &before.shared)) {
                     before.shared.set_deleted(true);
-                    gone.push(before.record.id);
                 }
             }
             *catalog = loaded;
         }
-        gone.into_iter().for_each(|id| self.forget_measurement(id));
+        self.forget_measurements();
         let known = self.damage.lock().clone();
         self.note_damage(damage.into_iter().filter(|line| !known.contains(line)).collect());
         Ok(())
@@ -265,7 +264,16 @@ impl Array {
         Ok(self.describe_one(&entry))
     }
 
-    /// Changes what is given of a volume: name, description, tags.
+    /// The volume, in one of the versions that may be asked for.
+    ///
+    /// # Errors
+    /// `NotFound`; `Changed` where it is not in a version that is asked for.
+    pub fn volume_in_version(&self, which: Which<'_>) -> Result<VolumeInfo> {
+        let entry = self.find(which)?;
+        Ok(self.describe_one(&entry))
+    }
+
+    /// Changes what is given of a volume: name, description, tags. Where that is what it is already, nothing changes.
     ///
     /// # Errors
     /// `NotFound`; `Changed` where it is not in a version that is asked for; `Invalid` for a name or text
@@ -393,6 +401,13 @@ impl Array {
         let entry = self.find(which)?;
         let mut record = entry.record.clone();
         edit(&mut record)?;
+        if record == entry.record {
+            // What it is asked to be may have become so a moment ago.
+            let lsn = self.store.last_lsn();
+            drop(management);
+            self.backing.make_durable(lsn)?;
+            return Ok(self.describe_one(&entry));
+        }
         record.updated_ms = record.updated_ms.max(self.now_ms());
         let opaque = record.encode()?;
         self.catalog.lock().check_free(&record.name, record.id)?;

@@ -23,6 +23,7 @@ use super::info::NewSnapshot;
 use super::info::SnapshotInfo;
 use super::rules;
 use super::volume::Volume;
+use super::which::SnapshotIn;
 use super::which::SnapshotWhich;
 
 /// Most volumes of one group.
@@ -169,8 +170,10 @@ impl Array {
     /// under connected clients, whose services answer `NotFound` from then on.
     ///
     /// # Errors
-    /// `NotFound`; `Busy` while a client is connected, without `force`; `ReadOnly`, `Stopped`, `Device`.
-    pub fn delete_snapshot(&self, which: SnapshotWhich<'_>, force: bool) -> Result<()> {
+    /// `NotFound`; `Changed` where it is not in a version that is asked for; `Busy` while a client is
+    /// connected, without `force`; `ReadOnly`, `Stopped`, `Device`.
+    pub fn delete_snapshot<'a>(&self, which: impl Into<SnapshotIn<'a>>, force: bool) -> Result<()> {
+        let which = which.into();
         let management = self.manage()?;
         let entry = self.find_snapshot(which)?;
         self.take_out(&entry, force)?;
@@ -179,8 +182,10 @@ impl Array {
         self.backing.make_durable(lsn)
     }
 
-    pub(super) fn find_snapshot(&self, which: SnapshotWhich<'_>) -> Result<Entry> {
-        self.catalog.lock().snapshot(which.volume, which.snapshot).cloned()
+    pub(super) fn find_snapshot(&self, wanted: SnapshotIn<'_>) -> Result<Entry> {
+        let entry = self.catalog.lock().snapshot(wanted.which.volume, wanted.which.snapshot)?.clone();
+        wanted.check(entry.version)?;
+        Ok(entry)
     }
 
     /// Makes the snapshots of a volume that is about to go bear the name that it has now; those taken before
@@ -233,7 +238,7 @@ impl Array {
     }
 
     fn describe_snapshot(&self, catalog: &Catalog, entry: &Entry) -> SnapshotInfo {
-        let Entry { record, shared, .. } = entry;
+        let Entry { record, version, shared } = entry;
         let volume_id = entry.source().map_or(Uuid::default(), |(of, _)| of);
         SnapshotInfo {
             id: record.id,
@@ -248,6 +253,7 @@ impl Array {
             created_at: Duration::from_millis(record.created_ms),
             tags: record.tags.clone(),
             reclaimable_bytes: self.reclaimable(entry),
+            version: *version,
         }
     }
 }

@@ -69,6 +69,8 @@ pub(super) struct SharedVolume {
     read_bytes: AtomicU64,
     write_ops: AtomicU64,
     write_bytes: AtomicU64,
+    /// Requests that may have changed what it holds.
+    changes: AtomicU64,
 }
 
 impl SharedVolume {
@@ -92,6 +94,7 @@ impl SharedVolume {
             read_bytes: AtomicU64::new(0),
             write_ops: AtomicU64::new(0),
             write_bytes: AtomicU64::new(0),
+            changes: AtomicU64::new(0),
         }
     }
 
@@ -126,6 +129,22 @@ impl SharedVolume {
             write_ops: self.write_ops.load(Ordering::Relaxed),
             write_bytes: self.write_bytes.load(Ordering::Relaxed),
         }
+    }
+
+    /// Another number whenever a request may have changed what it holds.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// Notes that what it holds may be something else now: also where that failed half way.
+    pub(super) fn note_change(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The result of what may have changed what it holds, as the client may see it.
+    fn changed<T>(&self, result: Result<T>) -> Result<T> {
+        self.note_change();
+        self.unless_deleted(result)
     }
 
     /// Keeps requests that read a block before they write it away until what is returned is dropped: all that
@@ -478,7 +497,7 @@ impl Volume {
     /// # Errors
     /// As [`BlockService::write`].
     pub fn write_reported(&self, offset: u64, data: &[u8]) -> Result<WriteReport> {
-        self.shared.unless_deleted(self.shared.write(offset, data, None))
+        self.shared.changed(self.shared.write(offset, data, None))
     }
 }
 
@@ -516,16 +535,16 @@ impl BlockService for Volume {
     }
 
     fn write_zeroes(&self, offset: u64, len: ByteCount) -> Result<Commit> {
-        self.shared.unless_deleted(self.shared.write_zeroes(offset, len, None))
+        self.shared.changed(self.shared.write_zeroes(offset, len, None))
     }
 
     fn trim(&self, offset: u64, len: ByteCount) -> Result<Commit> {
-        self.shared.unless_deleted(self.shared.trim(offset, len, None))
+        self.shared.changed(self.shared.trim(offset, len, None))
     }
 
     fn change_once(&self, request: RequestId, change: Change<'_>) -> Result<Commit> {
         let (shared, request) = (&self.shared, Some(request));
-        shared.unless_deleted(match change {
+        shared.changed(match change {
             Change::Write { offset, data } => shared.write(offset, data, request).map(|report| report.commit),
             Change::Zeroes { offset, len } => shared.write_zeroes(offset, len, request),
             Change::Trim { offset, len } => shared.trim(offset, len, request),

@@ -16,10 +16,10 @@ pub struct Which<'a> {
 }
 
 impl<'a> Which<'a> {
-    /// The volume of this name or id, if it is in one of these versions.
+    /// The volume of this name or id, in one of these versions if any are given.
     #[must_use]
-    pub fn in_version(name_or_id: &'a str, versions: &'a [Version]) -> Which<'a> {
-        Which { name_or_id, versions: Some(versions) }
+    pub fn new(name_or_id: &'a str, versions: Option<&'a [Version]>) -> Which<'a> {
+        Which { name_or_id, versions }
     }
 
     /// Whether the volume that was found is as the caller wants it: else `Changed`.
@@ -27,9 +27,12 @@ impl<'a> Which<'a> {
         if self.versions.is_none_or(|versions| versions.contains(&version)) {
             return Ok(());
         }
-        let what = format!("volume {} has been changed meanwhile", self.name_or_id);
-        Err(Error::new(ErrorKind::Changed, what))
+        Err(changed("volume", self.name_or_id))
     }
+}
+
+fn changed(noun: &str, name: &str) -> Error {
+    Error::new(ErrorKind::Changed, format!("{noun} {name} has been changed meanwhile"))
 }
 
 impl<'a> From<&'a str> for Which<'a> {
@@ -62,6 +65,35 @@ impl<'a> SnapshotWhich<'a> {
     }
 }
 
+/// A snapshot, perhaps only as the caller has seen it, or has seen what it is restored onto.
+#[derive(Clone, Copy, Debug)]
+pub struct SnapshotIn<'a> {
+    pub(super) which: SnapshotWhich<'a>,
+    pub(super) versions: Option<&'a [Version]>,
+}
+
+impl<'a> SnapshotIn<'a> {
+    /// This snapshot, if it is in one of the versions; where it is restored onto a volume, if that one is.
+    #[must_use]
+    pub fn new(which: SnapshotWhich<'a>, versions: Option<&'a [Version]>) -> SnapshotIn<'a> {
+        SnapshotIn { which, versions }
+    }
+
+    /// Whether the snapshot that was found is as the caller wants it: else `Changed`.
+    pub(super) fn check(&self, version: Version) -> Result<()> {
+        if self.versions.is_none_or(|versions| versions.contains(&version)) {
+            return Ok(());
+        }
+        Err(changed("snapshot", self.which.snapshot))
+    }
+}
+
+impl<'a> From<SnapshotWhich<'a>> for SnapshotIn<'a> {
+    fn from(which: SnapshotWhich<'a>) -> SnapshotIn<'a> {
+        SnapshotIn { which, versions: None }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,9 +108,9 @@ mod tests {
     fn a_version_is_asked_for_or_not() {
         assert!(Which::from("v").check(Version(1)).is_ok());
         let seen = [Version(1), Version(2)];
-        assert!(Which::in_version("v", &seen).check(Version(2)).is_ok());
-        let changed = Which::in_version("v", &seen).check(Version(3)).unwrap_err();
+        assert!(Which::new("v", Some(&seen)).check(Version(2)).is_ok());
+        let changed = Which::new("v", Some(&seen)).check(Version(3)).unwrap_err();
         assert_eq!(changed.kind(), ErrorKind::Changed);
-        assert!(Which::in_version("v", &[]).check(Version(3)).is_err());
+        assert!(Which::new("v", Some(&[])).check(Version(3)).is_err());
     }
 }

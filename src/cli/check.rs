@@ -124,7 +124,7 @@ pub fn run(check: Check) -> Outcome {
 }
 
 /// So many of them; `noun` takes an s where there is not one.
-fn counted(number: u64, noun: &str) -> String {
+pub(super) fn counted(number: u64, noun: &str) -> String {
     match number {
         0 => format!("no {noun}s"),
         1 => format!("1 {noun}"),

@@ -1,6 +1,7 @@
 //! Images on the user's side: a file, a device or a stream, and where they are zero.
 
 use std::fs::File;
+use std::fs::Metadata;
 use std::fs::OpenOptions;
 use std::io;
 use std::io::Read;
@@ -10,9 +11,17 @@ use std::io::Write;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::path::PathBuf;
+
+use signal_hook::consts::SIGHUP;
+use signal_hook::consts::SIGINT;
+use signal_hook::consts::SIGTERM;
+use signal_hook::iterator::Signals;
 
 use crate::cli::output;
+use crate::daemon::failure::ExitStatus;
 use crate::daemon::failure::Outcome;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -116,8 +125,8 @@ pub struct Sink {
 }
 
 enum SinkKind {
-    /// A regular file, made of holes at first.
-    Sparse(File),
+    /// A regular file, made of holes at first, that gets its name at the end.
+    Sparse(Draft),
     /// A device or a pipe: every byte is written.
     Dense(File),
     /// Standard output.
@@ -135,7 +144,8 @@ impl Sink {
             })
     }
 
-    /// Makes or empties the file; `-` is standard output.
+    /// Opens a device or a pipe; `-` is standard output. Anything else becomes a regular file of this size when
+    /// `finish` is called, and is left as it is until then.
     ///
     /// # Errors
     /// What the operating system said.
@@ -145,13 +155,16 @@ impl Sink {
         }
         let name = path.display().to_string();
         let failed = |error| open_error(&name, error);
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(failed)?;
-        let kind = if file.metadata().map_err(failed)?.is_file() {
-            // Emptied first: what is not written afterwards reads as zeros.
-            file.set_len(0).and_then(|()| file.set_len(size.0)).map_err(failed)?;
-            SinkKind::Sparse(file)
-        } else {
-            SinkKind::Dense(file)
+        let found = match path.metadata() {
+            Ok(found) => Some(found),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(failed(error).into()),
+        };
+        let kind = match found {
+            Some(found) if !found.is_file() => {
+                SinkKind::Dense(OpenOptions::new().write(true).open(path).map_err(failed)?)
+            }
+            found => SinkKind::Sparse(Draft::create(path, found.as_ref(), size).map_err(failed)?),
         };
         Ok(Sink { kind, name })
     }
@@ -162,9 +175,9 @@ impl Sink {
     /// What the operating system said.
     pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<()> {
         let written = match &mut self.kind {
-            SinkKind::Sparse(file) => file.write_all_at(data, offset),
+            SinkKind::Sparse(draft) => draft.file.write_all_at(data, offset),
             SinkKind::Dense(file) => file.write_all(data),
-            SinkKind::Stdout => return output::data(data).map_err(|failure| failure.error),
+            SinkKind::Stdout => return output::piece(data),
         };
         written.map_err(|error| self.error(error))
     }
@@ -187,20 +200,21 @@ impl Sink {
         Ok(())
     }
 
-    /// Makes durable what was written, where that means something.
+    /// Makes durable what was written, where that means something, and gives a regular file its name.
     ///
     /// # Errors
     /// What the operating system said.
-    pub fn finish(self) -> Outcome {
-        match &self.kind {
-            SinkKind::Sparse(file) => file.sync_all().map_err(|error| self.error(error).into()),
+    pub fn finish(mut self) -> Outcome {
+        let finished = match &mut self.kind {
+            SinkKind::Sparse(draft) => draft.finish(),
             // A pipe cannot be synced; a device that can says so.
             SinkKind::Dense(file) => match file.sync_all() {
-                Err(error) if error.kind() != io::ErrorKind::InvalidInput => Err(self.error(error).into()),
+                Err(error) if error.kind() != io::ErrorKind::InvalidInput => Err(error),
                 _ => Ok(()),
             },
             SinkKind::Stdout => Ok(()),
-        }
+        };
+        finished.map_err(|error| self.error(error).into())
     }
 
     fn error(&self, error: io::Error) -> Error {
@@ -212,11 +226,70 @@ impl Sink {
     }
 }
 
+/// A file under another name beside the one that it gets once it is whole. It goes away where that does not come to
+/// be, also when the user interrupts the command.
+struct Draft {
+    file: File,
+    path: PathBuf,
+    target: PathBuf,
+}
+
+impl Draft {
+    /// Makes the file, with the owner and the mode of the one that it is to replace, if there is one.
+    fn create(path: &Path, replaced: Option<&Metadata>, size: ByteCount) -> io::Result<Draft> {
+        let target = if replaced.is_some() { path.canonicalize()? } else { std::path::absolute(path)? };
+        let name = format!(".sinter-export-{}.part", std::process::id());
+        let path = target.parent().unwrap_or(Path::new("/")).join(name);
+        remove_when_interrupted(&path)?;
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
+        let draft = Draft { file, path, target };
+        if let Some(replaced) = replaced {
+            // Only the superuser may give a file away; for anyone else it is theirs.
+            let _ = std::os::unix::fs::fchown(&draft.file, Some(replaced.uid()), Some(replaced.gid()));
+            draft.file.set_permissions(replaced.permissions())?;
+        }
+        draft.file.set_len(size.0)?;
+        Ok(draft)
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        std::fs::rename(&self.path, &self.target)?;
+        match self.target.parent() {
+            Some(directory) => File::open(directory)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // Once it has got its name there is nothing under this one.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// From now on the process takes the file away when it is asked to end.
+fn remove_when_interrupted(path: &Path) -> io::Result<()> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    let path = path.to_owned();
+    let wait = move || {
+        if signals.forever().next().is_some() {
+            let _ = std::fs::remove_file(&path);
+            std::process::exit(i32::from(ExitStatus::Interrupted as u8));
+        }
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(wait).map(drop)
+}
+
 fn open_error(name: &str, error: io::Error) -> Error {
     let kind = match error.kind() {
         io::ErrorKind::NotFound => ErrorKind::NotFound,
         io::ErrorKind::StorageFull => ErrorKind::NoSpace,
-        io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory => ErrorKind::Invalid,
+        io::ErrorKind::PermissionDenied
+        | io::ErrorKind::IsADirectory
+        | io::ErrorKind::NotADirectory
+        | io::ErrorKind::InvalidFilename => ErrorKind::Invalid,
         _ => ErrorKind::Device,
     };
     Error::caused(kind, format!("opening {name}"), error)

@@ -18,7 +18,8 @@ use crate::error::ErrorKind;
 /// `sinter man`.
 #[derive(Debug, Args)]
 pub struct Man {
-    /// Write all pages into this directory, a file each, instead of printing the main one
+    /// Write all pages into this directory, a file each, instead of printing the main one; it is made if it is
+    /// missing, with those above it
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }

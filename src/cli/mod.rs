@@ -17,8 +17,10 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::cli::client::Client;
 use crate::cli::client::DEFAULT_URL;
 use crate::daemon::failure::ExitStatus;
+use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
 use crate::daemon::failure::exit_status_help;
+use crate::error::ErrorKind;
 
 pub mod attach;
 pub mod check;
@@ -132,22 +134,52 @@ struct Target {
 /// Runs one command line, the program's name first.
 #[must_use]
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match parse(arguments) {
-        Ok(cli) => cli,
+    let (cli, verb) = match parse(arguments) {
+        Ok(parsed) => parsed,
         Err(error) => return refuse(&error),
     };
     match dispatch(&cli.target, cli.verb) {
         Ok(()) => ExitStatus::Done.into(),
         Err(failure) => {
+            let failure = with_usual_hint(failure, &verb);
             output::failure(&failure);
             failure.status().into()
         }
     }
 }
 
-fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+/// The command line, and the verb as one types it.
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<(Cli, String), clap::Error> {
     let matches = command().try_get_matches_from(arguments)?;
-    Cli::from_arg_matches(&matches)
+    let mut verb = "sinter".to_owned();
+    let mut at = &matches;
+    while let Some((name, inner)) = at.subcommand() {
+        verb.push(' ');
+        verb.push_str(name);
+        at = inner;
+    }
+    Ok((Cli::from_arg_matches(&matches)?, verb))
+}
+
+/// The command that helps, where nobody who knew more has named one.
+fn with_usual_hint(failure: Failure, verb: &str) -> Failure {
+    // These two run where no array is asked.
+    let is_offline = matches!(verb, "sinter serve" | "sinter check");
+    let hint = match failure.error.kind() {
+        _ if failure.hint.is_some() => return failure,
+        ErrorKind::Invalid => format!("`{verb} --help` says what it takes"),
+        ErrorKind::NoSpace if is_offline => "`df` shows how much room is left".to_owned(),
+        ErrorKind::NoSpace => "`sinter status` shows the space; deletes and trims give some back".to_owned(),
+        ErrorKind::Corrupt => "stop the array; `sinter check` shows all that is damaged".to_owned(),
+        ErrorKind::Stopped | ErrorKind::ReadOnly => {
+            "`sinter status` says why the array takes no writes".to_owned()
+        }
+        ErrorKind::Device if !is_offline => {
+            "`sinter status` shows what is wrong with the array, if anything is".to_owned()
+        }
+        _ => return failure,
+    };
+    failure.hint(hint)
 }
 
 /// The whole command line.

@@ -13,6 +13,7 @@ use crate::cli::client::Client;
 use crate::cli::client::mount_path;
 use crate::cli::client::parse;
 use crate::cli::output;
+use crate::cli::output::shell_word;
 use crate::cli::table;
 use crate::cli::table::Cell;
 use crate::cli::table::Column;
@@ -95,11 +96,20 @@ pub fn mount(client: &Client, command: MountCommand) -> Outcome {
             ErrorKind::Busy => {
                 failure.hint(format!("sinter umount {shown} takes away what a dead array left"))
             }
-            _ => failure,
+            _ => failure.hint("give an empty directory"),
         }
     })?;
     check_local(client)?;
-    let answer = client.post("/api/v1/mounts", &CreateMount { mountpoint: text(&point)?.to_owned() })?;
+    let body = CreateMount { mountpoint: text(&point)?.to_owned() };
+    let answer = client.post("/api/v1/mounts", &body).map_err(|failure| match failure.error.kind() {
+        ErrorKind::Busy => {
+            let shown = shell_word(&point.display().to_string());
+            failure.hint(format!("give an empty directory; `sinter umount {shown}` takes a mount away"))
+        }
+        ErrorKind::Invalid => failure.hint("give an empty directory"),
+        ErrorKind::Unsupported => failure.hint("is /dev/fuse there? `modprobe fuse` loads it"),
+        _ => failure,
+    })?;
     if command.json {
         return output::data(answer);
     }
@@ -131,7 +141,8 @@ fn clean_up(point: &Path, failure: Failure) -> Outcome {
     let shown = point.display();
     // The host knows all mounts of this machine, whether the array answers or not.
     let Some(mount) = host::mount_at(point)? else {
-        return Err(Failure::new(ErrorKind::NotFound, format!("{shown} is not a mount of Sinter")));
+        return Err(Failure::new(ErrorKind::NotFound, format!("{shown} is not a mount of Sinter"))
+            .hint("`sinter mount` lists the array's mounts"));
     };
     if !host::is_dead(point) {
         if failure.error.kind() == ErrorKind::Unreachable {

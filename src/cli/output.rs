@@ -1,7 +1,7 @@
 //! The only way to standard output and standard error.
 //!
 //! Data goes to standard output, everything else to standard error. A reader that has gone away
-//! (`sinter volume list | head -1`) is quiet success.
+//! (`sinter volume list | head -1`) is quiet success, but for a stream that must arrive whole.
 
 use std::io;
 use std::io::IsTerminal;
@@ -23,9 +23,26 @@ pub fn data(bytes: impl AsRef<[u8]>) -> Outcome {
         if error.kind() == io::ErrorKind::BrokenPipe {
             std::process::exit(i32::from(ExitStatus::Done as u8));
         }
-        return Err(Error::caused(ErrorKind::Device, "writing to standard output", error).into());
+        return Err(stdout_error(error).into());
     }
     Ok(())
+}
+
+/// Writes a piece of a stream to standard output: whoever stops reading has not got it whole, which is an error.
+///
+/// # Errors
+/// What the operating system said.
+pub fn piece(bytes: &[u8]) -> Result<(), Error> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(stdout_error)
+}
+
+fn stdout_error(error: io::Error) -> Error {
+    let kind = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+        _ => ErrorKind::Device,
+    };
+    Error::caused(kind, "writing to standard output", error)
 }
 
 /// Writes data to standard output and goes on if nobody reads it: for the daemon, which has more to

@@ -30,6 +30,8 @@ pub struct Progress {
 enum Unit {
     Bytes,
     Blocks,
+    /// What is counted down is not done at a rate that says anything.
+    Left,
 }
 
 impl Unit {
@@ -37,6 +39,7 @@ impl Unit {
         match self {
             Unit::Bytes => round_size(ByteCount(amount)),
             Unit::Blocks => format!("{amount} blocks"),
+            Unit::Left => amount.to_string(),
         }
     }
 }
@@ -52,6 +55,12 @@ impl Progress {
     #[must_use]
     pub fn blocks(label: &'static str) -> Progress {
         Progress::new(label, Unit::Blocks, None)
+    }
+
+    /// A line for a number that goes down.
+    #[must_use]
+    pub fn left(label: &'static str) -> Progress {
+        Progress::new(label, Unit::Left, None)
     }
 
     fn new(label: &'static str, unit: Unit, all: Option<u64>) -> Progress {
@@ -76,6 +85,7 @@ impl Progress {
                 let bar = "#".repeat(full) + &"-".repeat(WIDTH - full);
                 format!("{} [{bar}] {amount} of {}, {rate}/s", self.label, self.unit.show(all))
             }
+            None if matches!(self.unit, Unit::Left) => format!("{} {amount}", self.label),
             None => format!("{} {amount}, {rate}/s", self.label),
         };
         output::transient(&format!("\r{line}\x1b[K"));

@@ -7,6 +7,7 @@ use clap::Subcommand;
 
 use crate::api::scrub::Scrub;
 use crate::api::scrub::ScrubPhase;
+use crate::cli::check::counted;
 use crate::cli::client::Client;
 use crate::cli::client::parse;
 use crate::cli::output;
@@ -76,8 +77,10 @@ pub fn fetch(client: &Client) -> Outcome<Scrub> {
 pub fn outcome(scrub: &Scrub) -> Outcome {
     match scrub.errors {
         0 => Ok(()),
-        errors => Err(Failure::new(ErrorKind::Corrupt, format!("scrub has found {errors} errors"))
-            .hint("stop the array and run `sinter check` to see all that is damaged")),
+        errors => {
+            Err(Failure::new(ErrorKind::Corrupt, format!("scrub has found {}", counted(errors, "error")))
+                .hint("stop the array and run `sinter check` to see all that is damaged"))
+        }
     }
 }
 

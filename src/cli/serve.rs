@@ -103,13 +103,14 @@ pub fn run(serve: Serve) -> Outcome {
         flags.extend(value.map(|value| (key, Given::One(value))));
     }
     let config = Config::load(file.as_deref(), environment, flags)?;
-    if serve.print_config {
-        return output::data(config.print());
-    }
     let data_directory = match serve.data_dir {
         Some(path) => path,
         None => pool::default_data_directory(variable)?,
     };
+    if serve.print_config {
+        daemon::check_configuration(&config, serve.insecure_open)?;
+        return output::data(daemon::resolved(config, &data_directory).print());
+    }
     let options = ServeOptions {
         config,
         data_directory,

@@ -29,7 +29,7 @@ use crate::cli::table::ListFlags;
 use crate::cli::volume;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
-use crate::daemon::quantity::show_size;
+use crate::daemon::quantity::round_size;
 use crate::daemon::uri::encode;
 use crate::error::ErrorKind;
 use crate::sync::Condition;
@@ -396,7 +396,7 @@ fn confirm_restore(client: &Client, arguments: &Restore, target: &str) -> Outcom
     let answer = client.get_text(&volume_path(target)).map_err(volume::with_hint)?;
     let target: Volume = parse(&answer)?;
     let growth = (snapshot.size_bytes > target.size_bytes).then(|| {
-        let [from, to] = [target.size_bytes, snapshot.size_bytes].map(|bytes| show_size(ByteCount(bytes)));
+        let [from, to] = [target.size_bytes, snapshot.size_bytes].map(|bytes| round_size(ByteCount(bytes)));
         format!("Volume {} grows from {from} to {to}, the size of the snapshot.", target.name)
     });
     let mut question = format!("What volume {} holds will be lost.", target.name);

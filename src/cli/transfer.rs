@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 
 use crate::api::types::ArrayList;
 use crate::api::types::Snapshot;
@@ -27,6 +28,7 @@ use crate::cli::snapshot::parse_snapshot;
 use crate::cli::volume::with_hint;
 use crate::daemon::failure::Failure;
 use crate::daemon::failure::Outcome;
+use crate::daemon::quantity::round_size;
 use crate::daemon::quantity::show_size;
 use crate::daemon::uri::NbdEndpoint;
 use crate::error::ErrorKind;
@@ -56,6 +58,7 @@ pub struct Import {
     /// The image, raw; `-` is standard input
     file: PathBuf,
     /// The volume to fill, by name or id
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     volume: String,
     /// Also while a client is connected to the volume, which would see its data change
     #[arg(long)]
@@ -70,7 +73,7 @@ pub struct Import {
 #[group(skip)]
 pub struct Export {
     /// The volume to copy, by name or id, or the snapshot
-    #[arg(value_name = "VOLUME[@SNAPSHOT]")]
+    #[arg(value_name = "VOLUME[@SNAPSHOT]", value_parser = NonEmptyStringValueParser::new())]
     source: String,
     /// The image, raw; `-` is standard output
     file: PathBuf,
@@ -93,7 +96,7 @@ pub fn import(client: &Client, import: Import) -> Outcome {
         }
         _ => failure,
     })?;
-    let mut image = Image::open(&import.file)?;
+    let mut image = Image::open(&import.file).map_err(|failure| file_hint(failure, &import.file))?;
     if let Some(len) = image.len().filter(|len| len.0 > volume.size_bytes) {
         let (has, len) = (show_size(ByteCount(volume.size_bytes)), show_size(len));
         let what = format!("volume {} has {has}, the image {len}", volume.name);
@@ -108,15 +111,35 @@ pub fn import(client: &Client, import: Import) -> Outcome {
     if must_zero {
         output::confirm(&format!("What volume {} holds will be overwritten.", volume.name), import.yes)?;
     }
-    let mut nbd = connect(client, &volume.name)?;
-    let copied = copy_in(&mut image, &mut nbd, &volume, must_zero)?;
+    let nbd = connect(client, &volume.name)?;
+    let copied = fill(&mut image, nbd, &volume, must_zero).map_err(import_hint)?;
+    output::note(&format!("{} read into volume {}", round_size(copied), volume.name));
+    Ok(())
+}
+
+/// Makes the volume hold the image, then zeros; how long the image was.
+fn fill(image: &mut Image, mut nbd: NbdClient, volume: &Volume, must_zero: bool) -> Outcome<ByteCount> {
+    let copied = copy_in(image, &mut nbd, volume, must_zero)?;
     if must_zero && copied.0 < volume.size_bytes {
         nbd.write_zeroes(copied.0, ByteCount(volume.size_bytes - copied.0))?;
     }
     nbd.flush()?;
     nbd.disconnect()?;
-    output::note(&format!("{} read into volume {}", show_size(copied), volume.name));
-    Ok(())
+    Ok(copied)
+}
+
+/// What helps where the copy broke off, unless that has been said.
+fn import_hint(failure: Failure) -> Failure {
+    let hint = match failure.error.kind() {
+        _ if failure.hint.is_some() => return failure,
+        ErrorKind::NoSpace => {
+            "the volume holds a part of the image: `sinter status` shows the space; deletes and trims give some back"
+        }
+        _ => {
+            "the volume holds a part of the image: `sinter status` shows what is wrong with the array, if anything is"
+        }
+    };
+    failure.hint(hint)
 }
 
 /// Writes the image to the volume; how long it was.
@@ -164,14 +187,35 @@ pub fn export(client: &Client, export: Export) -> Outcome {
     }
     let mut nbd = connect(client, &name)?;
     let size = nbd.size();
-    let mut sink = Sink::create(&export.file, size)?;
-    copy_out(&mut nbd, &mut sink, size)?;
-    sink.finish()?;
+    let mut sink = Sink::create(&export.file, size).map_err(|failure| file_hint(failure, &export.file))?;
+    copy_out(&mut nbd, &mut sink, size).map_err(export_hint)?;
+    sink.finish().map_err(export_hint)?;
     nbd.disconnect()?;
     if export.file != Path::new("-") {
-        output::note(&format!("{} of {what} written to {}", show_size(size), export.file.display()));
+        output::note(&format!("{} of {what} written to {}", round_size(size), export.file.display()));
     }
     Ok(())
+}
+
+/// What helps where the copy broke off.
+fn export_hint(failure: Failure) -> Failure {
+    match failure.error.kind() {
+        ErrorKind::Corrupt => failure.hint(
+            "export a snapshot from before the damage; `sinter check`, with the array stopped, shows all of it",
+        ),
+        ErrorKind::NoSpace => failure.hint("make room where the image goes (`df` shows it), and export again"),
+        _ => failure.hint("what has arrived so far is not the whole volume: export again"),
+    }
+}
+
+/// What helps where a file of the user's cannot be used.
+fn file_hint(failure: Failure, file: &Path) -> Failure {
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let shown = shell_word(&directory.display().to_string());
+    failure.hint(match directory.is_dir() {
+        true => format!("`ls -la {shown}` shows what is there, and whose it is"),
+        false => format!("there is no directory {shown}"),
+    })
 }
 
 /// Writes the whole volume to the sink, in order.

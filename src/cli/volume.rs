@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 use clap::Subcommand;
+use clap::builder::NonEmptyStringValueParser;
 
+use crate::api::request::SIZE_BYTES_MAX;
 use crate::api::types::CloneVolume;
 use crate::api::types::CreateVolume;
 use crate::api::types::ResizeVolume;
@@ -55,7 +57,7 @@ pub struct Create {
     /// Its name: 1 to 255 bytes, no `@`, no `/`, no blank at its beginning or end
     name: String,
     /// Its size, such as 10GiB (also 10G), 10GB or plain bytes
-    #[arg(value_parser = parse_size)]
+    #[arg(value_parser = volume_size)]
     size: ByteCount,
     /// Free text
     #[arg(long, default_value = "", hide_default_value = true)]
@@ -72,6 +74,7 @@ pub struct Create {
 #[derive(Debug, Args)]
 pub struct Show {
     /// Its name or id
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     volume: String,
     /// Exact bytes instead of rounded sizes
     #[arg(short = 'p')]
@@ -87,6 +90,7 @@ pub struct Show {
 #[command(group = clap::ArgGroup::new("change").required(true).multiple(true).args(["name", "description", "tags", "no_tags"]))]
 pub struct Update {
     /// Its name or id
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     volume: String,
     /// The new name
     #[arg(long)]
@@ -109,9 +113,10 @@ pub struct Update {
 #[derive(Debug, Args)]
 pub struct Resize {
     /// Its name or id
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     volume: String,
     /// The new size as a whole, not what is added: such as 20GiB (also 20G), 20GB or plain bytes
-    #[arg(value_parser = parse_size)]
+    #[arg(value_parser = volume_size)]
     size: ByteCount,
     /// What REST returns, as JSON
     #[arg(long)]
@@ -122,6 +127,7 @@ pub struct Resize {
 #[derive(Debug, Args)]
 pub struct CloneArguments {
     /// Its name or id
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     volume: String,
     /// Name of the new volume
     name: String,
@@ -137,6 +143,7 @@ pub struct CloneArguments {
 #[derive(Debug, Args)]
 pub struct Delete {
     /// Its name or id
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     volume: String,
     /// Also while a client is connected, which is cut off then
     #[arg(long)]
@@ -205,8 +212,9 @@ pub fn run(client: &Client, command: VolumeCommand) -> Outcome {
         VolumeCommand::Resize(resize) => {
             let path = format!("{}/resize", volume_path(&resize.volume));
             let body = ResizeVolume { size_bytes: resize.size.0 };
-            let answer =
-                client.post(&path, &body).map_err(|failure| no_volume(failure, &resize.volume, "resize"))?;
+            let answer = client.post(&path, &body).map_err(|failure| {
+                no_volume(not_larger(failure, &resize.volume), &resize.volume, "resize")
+            })?;
             show(&answer, resize.json, false)
         }
         VolumeCommand::Clone(clone) => {
@@ -238,6 +246,7 @@ pub fn with_hint(failure: Failure) -> Failure {
         ErrorKind::Exists => "choose another name: `sinter volume list` shows those that are taken",
         ErrorKind::Busy => "disconnect its clients first, or say --force",
         ErrorKind::NoSpace => "`sinter status` shows the space; deletes and trims give some back",
+        ErrorKind::Stopped | ErrorKind::ReadOnly => "`sinter status` says why the array takes no writes",
         _ => return failure,
     };
     if failure.hint.is_some() { failure } else { failure.hint(hint) }
@@ -249,6 +258,15 @@ pub fn taken(failure: Failure, name: &str) -> Failure {
         return failure;
     }
     failure.hint(format!("choose another name; `sinter volume show {}` shows that one", shell_word(name)))
+}
+
+/// The command that helps where a volume was to get a size that is not larger than the one it has.
+fn not_larger(failure: Failure, volume: &str) -> Failure {
+    if failure.error.kind() != ErrorKind::Invalid {
+        return failure;
+    }
+    let volume = shell_word(volume);
+    failure.hint(format!("`sinter volume show {volume}` shows its size: a volume can only be made larger"))
 }
 
 /// As [`with_hint`], where `verb` was to do something with this volume: a snapshot has verbs of its own.
@@ -310,6 +328,16 @@ pub(super) fn tags(tags: &BTreeMap<String, String>) -> String {
 /// Text of clients, made safe for a table and a terminal.
 pub(super) fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// Reads the size of a volume.
+fn volume_size(text: &str) -> Result<ByteCount, String> {
+    let size = parse_size(text)?;
+    // The array says the rest: this one would speak of a field that nobody has typed.
+    if (1..=SIZE_BYTES_MAX).contains(&size.0) {
+        return Ok(size);
+    }
+    Err("a volume has a size above 0 and at most 256 TiB".to_owned())
 }
 
 pub(super) fn tag(text: &str) -> Result<(String, String), String> {

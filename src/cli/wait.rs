@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use clap::ValueEnum;
 
+use crate::api::scrub::Scrub;
 use crate::api::scrub::ScrubPhase;
 use crate::api::types::CollectionState;
 use crate::api::types::Status;
@@ -51,7 +52,7 @@ pub enum Work {
 /// What the array answered; `Stopped` where the array takes no writes, so that nothing will be done; `Corrupt` where
 /// a scrub that was waited for has found damage.
 pub fn run(client: &Client, wait: &Wait) -> Outcome {
-    let mut progress = Progress::blocks("waiting, map nodes left:");
+    let mut shown = Shown::default();
     let (still, pause) = (Mutex::new(()), Condition::new());
     let mut quiet = 0;
     // The checkpoint after which the space of all that had been taken apart by then is back.
@@ -81,7 +82,49 @@ pub fn run(client: &Client, wait: &Wait) -> Outcome {
                 return scrub.as_ref().map_or(Ok(()), scrub::outcome);
             }
         }
-        progress.show(status.snapshots.pending_releases, None);
+        shown.show(&wait.work, &status, scrub.as_ref());
         drop(pause.wait_for(still.lock(), INTERVAL));
+    }
+}
+
+/// What is shown on a terminal: one line, of that which takes longest.
+#[derive(Default)]
+struct Shown {
+    line: Option<(Work, Progress)>,
+}
+
+impl Shown {
+    fn show(&mut self, wanted: &[Work], status: &Status, scrub: Option<&Scrub>) {
+        let scrub = scrub.filter(|scrub| scrub.state == ScrubPhase::Running);
+        let left = |work: Work| match work {
+            Work::Scrub => scrub.map_or(0, |scrub| scrub.end.saturating_sub(scrub.position)),
+            Work::Delete => status.snapshots.pending_releases,
+            Work::Resync => status.cluster.resyncing,
+            Work::Gc => u64::from(status.garbage_collection.state == CollectionState::Running),
+        };
+        let order = [Work::Resync, Work::Scrub, Work::Delete, Work::Gc];
+        let Some(work) = order.into_iter().find(|work| wanted.contains(work) && left(*work) > 0) else {
+            self.line = None;
+            return;
+        };
+        if self.line.as_ref().is_none_or(|(shown, _)| *shown != work) {
+            // The line before is wiped first.
+            self.line = None;
+            self.line = Some((work, line_for(work)));
+        }
+        let Some((_, progress)) = &mut self.line else { return };
+        match scrub.filter(|_| work == Work::Scrub) {
+            Some(scrub) => progress.show(scrub.position, Some(scrub.end)),
+            None => progress.show(left(work), None),
+        }
+    }
+}
+
+fn line_for(work: Work) -> Progress {
+    match work {
+        Work::Scrub => Progress::blocks("scrubbing"),
+        Work::Delete => Progress::left("freeing what was deleted, map nodes left:"),
+        Work::Resync => Progress::left("nodes that are coming back:"),
+        Work::Gc => Progress::left("collecting, under way:"),
     }
 }

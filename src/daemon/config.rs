@@ -156,6 +156,7 @@ impl Config {
                     _ => ErrorKind::Invalid,
                 };
                 Failure::new(kind, format!("reading the configuration {}: {error}", path.display()))
+                    .hint("--config FILE names it; `sinter serve --print-config` prints one to begin with")
             })?;
             config.apply_file(&text, &path.display().to_string())?;
         }
@@ -291,11 +292,34 @@ fn bad_value(place: &str, reason: &str, key: &Key) -> Failure {
 
 fn unknown_key(place: &str, name: &str) -> Failure {
     Failure::new(ErrorKind::Invalid, format!("{place}: there is no key `{name}`"))
-        .hint(format!("did you mean `{}`?", nearest(name).name))
+        .hint(format!("did you mean {}?", nearest_word(name)))
+}
+
+/// The key or the section that a word most likely stands for: one without a point is either a section, or a key
+/// without its section.
+fn nearest_word(name: &str) -> String {
+    let near = nearest(name);
+    if name.contains('.') {
+        return format!("`{}`", near.name);
+    }
+    let section = KEYS.iter().map(Key::section).min_by_key(|section| distance(name, section));
+    match section.filter(|section| distance(name, section) <= distance(name, near.bare_name())) {
+        Some(section) => format!("`[{section}]`"),
+        None => format!("`{}`", near.name),
+    }
 }
 
 fn nearest(name: &str) -> &'static Key {
-    KEYS.iter().min_by_key(|key| distance(name, key.name)).expect("the table is not empty")
+    let by = |key: &&Key| match name.split_once('.') {
+        Some((section, bare)) => unlike(section, key.section()) + unlike(bare, key.bare_name()),
+        None => distance(name, key.bare_name()),
+    };
+    KEYS.iter().min_by_key(by).expect("the table is not empty")
+}
+
+/// How much of the longer word differs, in thousandths: a short key is not near to everything.
+fn unlike(from: &str, to: &str) -> usize {
+    distance(from, to) * 1000 / from.chars().count().max(to.chars().count()).max(1)
 }
 
 /// How many characters must be put in, taken out or replaced to make one of the other (Levenshtein).

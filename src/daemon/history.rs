@@ -5,6 +5,9 @@
 
 use std::fs;
 use std::io::Read;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -79,8 +82,16 @@ fn load(path: &PathBuf) -> Option<History> {
 fn save(path: &Path, history: &History) {
     let new = path.with_extension("json.new");
     let written = serde_json::to_vec(history).map_err(std::io::Error::other);
-    let written = written.and_then(|bytes| fs::write(&new, bytes)).and_then(|()| fs::rename(&new, path));
+    let written = written.and_then(|bytes| write(&new, &bytes)).and_then(|()| fs::rename(&new, path));
     if let Err(error) = written {
         tracing::warn!("{}: {error}", path.display());
     }
+}
+
+/// For its owner only, as all that is in the data directory.
+fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    file.write_all(bytes)
 }

@@ -12,6 +12,8 @@ use crate::daemon::quantity::parse_duration;
 use crate::daemon::quantity::parse_size;
 use crate::daemon::quantity::show_duration;
 use crate::daemon::quantity::show_size;
+use crate::store::SEGMENT_BYTES_MAX;
+use crate::store::SEGMENT_BYTES_MIN;
 use crate::units::ByteCount;
 
 /// One key of the configuration.
@@ -107,14 +109,11 @@ pub static KEYS: &[Key] = &[
     Key {
         name: "pool.segment_size",
         default: "auto",
-        help: "size of a segment when a pool is made; auto chooses by the pool's size",
+        help: "size of a segment when a pool is made, a power of two from 64KiB to 1GiB; auto chooses by the pool's size",
         set: |config, given| {
             config.segment_size = match one(given)? {
                 "auto" => None,
-                text => Some(parse_size(text)?)
-                    .filter(|size| size.0 > 0)
-                    .map(Some)
-                    .ok_or("a segment has a size")?,
+                text => Some(segment_size(text)?),
             };
             Ok(())
         },
@@ -337,6 +336,18 @@ pub static KEYS: &[Key] = &[
         ..TEXT
     },
     Key {
+        name: "dedup.index",
+        default: "dense",
+        help: "which fingerprints the index holds: dense, those of all blocks",
+        set: |_, given| match one(given)? {
+            "dense" => Ok(()),
+            "sparse" => Err("`sparse` is not there yet: the index is dense".to_owned()),
+            other => Err(format!("`{other}` is no kind of index: it is dense")),
+        },
+        show: |_| Given::One("dense".to_owned()),
+        ..TEXT
+    },
+    Key {
         name: "scrub.rate",
         default: "64MiB",
         help: "what a scrub reads in a second, at least 1MiB",
@@ -405,6 +416,14 @@ fn size(text: &str, min: ByteCount) -> Result<ByteCount, String> {
         return Err(format!("{} is less than {}", show_size(size), show_size(min)));
     }
     Ok(size)
+}
+
+fn segment_size(text: &str) -> Result<ByteCount, String> {
+    let size = parse_size(text)?;
+    if size.0.is_power_of_two() && (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&size.0) {
+        return Ok(size);
+    }
+    Err(format!("{} is not a power of two from 64KiB to 1GiB", show_size(size)))
 }
 
 fn memory(text: &str, min: ByteCount) -> Result<ByteCount, String> {
@@ -502,6 +521,35 @@ mod tests {
         assert_eq!(config.memory_index, ByteCount(4 << 20));
         assert_eq!(config.memory_metadata, ByteCount(3 << 20));
         assert_eq!(config.memory_requests, ByteCount(40 << 20));
+    }
+
+    #[test]
+    fn the_nearest_key_is_near() {
+        for (file, hint) in [
+            ("[pol]\n", "did you mean `[pool]`?"),
+            ("[pol]\ndevice = 1\n", "did you mean `pool.devices`?"),
+            ("devices = []\n", "did you mean `pool.devices`?"),
+            ("listen = \"x\"\n", "did you mean `api.listen`?"),
+            ("[nbd]\nconections = 1\n", "did you mean `nbd.connections`?"),
+            ("[checkpoints]\nlogbytes = 1\n", "did you mean `checkpoint.log_bytes`?"),
+        ] {
+            let (_, found) = load(file, &[], Vec::new()).unwrap_err();
+            assert_eq!(found, hint, "{file}");
+        }
+    }
+
+    #[test]
+    fn what_a_start_would_refuse_is_refused_with_the_rest() {
+        for (file, error) in [
+            ("[pool]\nsegment_size = \"3MiB\"\n", "3MiB is not a power of two from 64KiB to 1GiB"),
+            ("[pool]\nsegment_size = 0\n", "not a power of two"),
+            ("[dedup]\nindex = \"sparse\"\n", "`sparse` is not there yet"),
+            ("[dedup]\nindex = \"wide\"\n", "`wide` is no kind of index"),
+        ] {
+            let (found, _) = load(file, &[], Vec::new()).unwrap_err();
+            assert!(found.contains(error), "{found}");
+        }
+        assert_eq!(load("[dedup]\nindex = \"dense\"\n", &[], Vec::new()), Ok(Config::default()));
     }
 
     #[test]

@@ -22,6 +22,7 @@
 
 use std::net::SocketAddr;
 use std::net::TcpListener;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -155,15 +156,17 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
         discard_local_data,
         witness,
     } = options;
-    if !insecure_open {
-        refuse_open_addresses(&config)?;
-    }
+    check_configuration(&config, insecure_open)?;
     check_volumes(&volumes)?;
     let mut signals = Signals::new([SIGTERM, SIGINT])
         .map_err(|error| Error::caused(ErrorKind::Device, "catching signals", error))?;
     if witness {
         let cluster = cluster::options(&config, &data_directory);
         return cluster::serve_witness(&cluster, join.as_deref(), &environment, &manager, &mut signals);
+    }
+    if config.nbd_unix == UnixEndpoint::InDataDirectory {
+        // Whoever listens there has the pool as well: that is said before anything of ports.
+        nbd::check_data_directory(&data_directory)?;
     }
     let rest_listener = listen_for_rest(config.api_listen)?;
     let nbd_listener = config.nbd_listen.map(nbd::listen).transpose()?;
@@ -172,11 +175,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     config.fuse_mountpoint.as_deref().map_or(Ok(()), mounts::check)?;
     pool::make_data_directory(&data_directory)?;
     let specs = pool::device_specs(&config, &data_directory);
-    let socket = match &config.nbd_unix {
-        UnixEndpoint::InDataDirectory => Some(data_directory.join("nbd.sock")),
-        UnixEndpoint::Off => None,
-        UnixEndpoint::At(path) => Some(path.clone()),
-    };
+    let socket = socket_path(&config, &data_directory);
     socket.as_deref().map_or(Ok(()), nbd::check_socket)?;
     let store_options = store_options(&config, accept_loss);
     let cluster_options = cluster::options(&config, &data_directory);
@@ -339,6 +338,48 @@ fn abort_on_panic() {
         print(info);
         std::process::abort();
     }));
+}
+
+/// Refuses what no start could work with, as far as that can be known without a pool.
+///
+/// # Errors
+/// `Invalid` for addresses that others reach, unless that is wanted, and for more memory than the machine has.
+pub fn check_configuration(config: &Config, insecure_open: bool) -> Outcome {
+    if !insecure_open {
+        refuse_open_addresses(config)?;
+    }
+    let budgets = [
+        ("memory.metadata", config.memory_metadata),
+        ("memory.index", config.memory_index),
+        ("memory.requests", config.memory_requests),
+        ("memory.ring", config.memory_ring),
+    ];
+    let has = system::memory();
+    match budgets.into_iter().find(|(_, budget)| *budget > has) {
+        None => Ok(()),
+        Some((key, budget)) => {
+            let what =
+                format!("{key} is {}, and this machine has {} of memory", show_size(budget), round_size(has));
+            Err(Failure::new(ErrorKind::Invalid, what).hint(format!("give {key} a part of that")))
+        }
+    }
+}
+
+/// The configuration with the places named that it leaves to the data directory.
+#[must_use]
+pub fn resolved(config: Config, data_directory: &Path) -> Config {
+    let data_directory = std::path::absolute(data_directory).unwrap_or_else(|_| data_directory.to_owned());
+    let nbd_unix = socket_path(&config, &data_directory).map_or(UnixEndpoint::Off, UnixEndpoint::At);
+    Config { devices: pool::device_specs(&config, &data_directory), nbd_unix, ..config }
+}
+
+/// The Unix socket of NBD, if there is to be one.
+fn socket_path(config: &Config, data_directory: &Path) -> Option<PathBuf> {
+    match &config.nbd_unix {
+        UnixEndpoint::InDataDirectory => Some(nbd::socket_in(data_directory)),
+        UnixEndpoint::Off => None,
+        UnixEndpoint::At(path) => Some(path.clone()),
+    }
 }
 
 fn refuse_open_addresses(config: &Config) -> Outcome {

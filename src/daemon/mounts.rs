@@ -63,6 +63,10 @@ fn hint(error: Error) -> Failure {
     Failure::from(error).hint(hint)
 }
 
+fn open_files(number: u64) -> String {
+    if number == 1 { "1 file is open".to_owned() } else { format!("{number} files are open") }
+}
+
 /// All mounts of this daemon.
 pub(super) struct Mounts {
     array: Arc<Array>,
@@ -150,7 +154,7 @@ impl Mounts {
             if mount.wait_for_end(END_MAX) {
                 continue;
             }
-            tracing::info!("{} files are open in {shown}: waiting for them", mount.open_files());
+            tracing::info!("{} in {shown}: waiting", open_files(mount.open_files() as u64));
             let left = deadline.saturating_sub(self.clock.monotonic());
             if !mount.wait_for_end(left) {
                 tracing::warn!("{} files that are open in {shown} are cut off", mount.open_files());
@@ -207,7 +211,7 @@ impl MountControl for Mounts {
         mounted.mount.unmount(lazy).map_err(|error| match error.kind() {
             ErrorKind::Busy => {
                 let open = mounted.mount.open_files();
-                error.context(format!("{} is in use ({open} files are open)", point.display()))
+                error.context(format!("{} is in use ({})", point.display(), open_files(open as u64)))
             }
             _ => error,
         })?;

@@ -114,6 +114,27 @@ pub(super) fn listen(address: std::net::SocketAddr) -> Outcome<Listener> {
     })
 }
 
+/// The Unix socket in a data directory.
+pub(super) fn socket_in(data_directory: &Path) -> PathBuf {
+    data_directory.join("nbd.sock")
+}
+
+/// Whether another daemon works in the data directory, as far as its socket says.
+///
+/// # Errors
+/// `Busy` where one does.
+pub(super) fn check_data_directory(path: &Path) -> Outcome {
+    match check_socket_path(&socket_in(path)) {
+        Err(error) if error.kind() == ErrorKind::Busy => {
+            let what = format!("another `sinter serve` has the data directory {} in use", path.display());
+            Err(Failure::new(ErrorKind::Busy, what)
+                .hint("`sinter status` asks it; --data-dir DIR gives this one a place of its own"))
+        }
+        // What else is wrong with the socket's path is said when it is its turn.
+        _ => Ok(()),
+    }
+}
+
 /// Whether the Unix socket can be taken, before anything is written anywhere.
 ///
 /// # Errors

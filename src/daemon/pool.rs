@@ -219,7 +219,7 @@ fn find(specs: &[DeviceSpec]) -> Outcome<Found> {
                     let (name, len) = (device.name(), show_size(device.len()));
                     tracing::warn!("{name} has {len}, not {}; its size is left as it is", show_size(size));
                 }
-                let content = store::probe(&device)?;
+                let content = store::probe(&device).map_err(open_hint)?;
                 found.present.push(Candidate { device: Arc::new(device), content });
             }
             Err(error) if error.kind() == ErrorKind::NotFound && spec.size.is_some() => {
@@ -365,15 +365,24 @@ fn device_hint(error: Error, path: &Path) -> Failure {
         ErrorKind::NotFound => format!("--device {},size=16GiB makes a file of that size", path.display()),
         ErrorKind::Busy => "is another `sinter serve` running? `sinter status` asks it".to_owned(),
         ErrorKind::NoSpace => "free some space, or give --device PATH elsewhere".to_owned(),
-        _ => return error.into(),
+        ErrorKind::Invalid => format!(
+            "a device is a regular file or a block device: `lsblk` lists those, `ls -l {}` shows what this is",
+            path.display()
+        ),
+        _ => format!("`ls -l {}` shows who may read and write it", path.display()),
     };
     Failure::from(error).hint(hint)
 }
 
 fn open_hint(error: Error) -> Failure {
-    if error.kind() != ErrorKind::Corrupt {
-        return error.into();
-    }
-    Failure::from(error)
-        .hint("`sinter check` shows all that is damaged; `sinter serve --accept-loss` opens what is intact")
+    let hint = match error.kind() {
+        ErrorKind::Corrupt => {
+            "`sinter check` shows all that is damaged; `sinter serve --accept-loss` opens what is intact"
+        }
+        ErrorKind::NoSpace => "give the host more room or memory, or memory.index a smaller part of it",
+        _ => {
+            "give the pool's devices as they were at the last start: `sinter check` looks at them and changes nothing"
+        }
+    };
+    Failure::from(error).hint(hint)
 }

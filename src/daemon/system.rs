@@ -8,6 +8,7 @@ use rustix::time::clock_gettime;
 
 use crate::sync::Clock;
 use crate::sync::RandomSource;
+use crate::units::ByteCount;
 
 /// The operating system's clocks. The monotonic one also counts while the machine sleeps: a lease that was given before
 /// has run out after.
@@ -56,4 +57,12 @@ impl RandomSource for SystemRandom {
 pub(super) fn boot_id() -> Option<String> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(text.trim().to_owned()).filter(|id| !id.is_empty())
+}
+
+/// The memory of this machine, without what it has on disks.
+#[must_use]
+pub fn memory() -> ByteCount {
+    let found = rustix::system::sysinfo();
+    let [units, unit] = [found.totalram as u64, u64::from(found.mem_unit)];
+    ByteCount(units.saturating_mul(unit))
 }

@@ -1,4 +1,5 @@
-//! What an operator watches of a cluster. Where clustering is off there are the names, and no values.
+//! What an operator watches of a cluster. Where clustering is off there are the names, and values only of
+//! what can be counted from nothing.
 
 use crate::replica::node::status::NodeStatus;
 use crate::replica::node::status::PeerStatus;
@@ -28,8 +29,8 @@ pub(super) static METRICS: &[Metric] = &[
     Metric {
         name: "sinter_cluster_epoch",
         kind: Kind::Gauge,
-        help: "The epoch, raised with every change of the primary.",
-        read: |from, to| node(from, to, |it| u64::from(it.node.record.epoch.number)),
+        help: "The epoch, raised with every change of the primary; 0 without a cluster.",
+        read: |from, to| to.count(&[], from.cluster.map_or(0, |it| u64::from(it.node.record.epoch.number))),
     },
     Metric {
         name: "sinter_cluster_quorum",
@@ -47,7 +48,7 @@ pub(super) static METRICS: &[Metric] = &[
         name: "sinter_failover_total",
         kind: Kind::Counter,
         help: "How often another node has become primary since the cluster was made.",
-        read: |from, to| node(from, to, |it| it.failovers),
+        read: |from, to| to.count(&[], from.cluster.map_or(0, |it| it.failovers)),
     },
     Metric {
         name: "sinter_replica_in_sync",

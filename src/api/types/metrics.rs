@@ -311,6 +311,8 @@ pub struct FlashBlocks {
     pub free_blocks: u64,
     /// Segments that hold something.
     pub valid_blocks: u64,
+    /// Not segments but stored blocks of 4 KiB, whose check has failed: no segment is given up as a whole.
+    pub bad_blocks: u64,
     /// Erases, over the pool's life.
     pub total_erases: u64,
     /// Erases of the average segment.
@@ -351,6 +353,8 @@ pub struct AllCollection {
     pub bytes_moved: u64,
     /// Share of the segments that hold something.
     pub current_utilization: f64,
+    /// The share from which on it works.
+    pub gc_threshold: f64,
 }
 
 /// Part of all metrics.

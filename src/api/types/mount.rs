@@ -39,4 +39,7 @@ pub struct MountList {
     pub mounts: Vec<Mount>,
     /// How many there are.
     pub total: u64,
+    /// Where the next page begins; absent on the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
 }

@@ -549,7 +549,7 @@ impl Pending {
 
 fn failed(code: u32, message: &str) -> Error {
     let message = if message.is_empty() { format!("error {code}") } else { message.to_owned() };
-    Error::new(Errno::kind_of(code), message).context("the NBD server said")
+    Error::new(Errno::kind_with(code, &message), message).context("the NBD server said")
 }
 
 fn refused(head: &OptionReplyHead, data: &[u8]) -> Error {

@@ -2,7 +2,22 @@
 //!
 //! Protocol: "Error values". The numbers are the protocol's own, the same on every system.
 
+use std::borrow::Cow;
+
+use crate::error::Error;
 use crate::error::ErrorKind;
+
+/// How the message begins that goes with [`Errno::InputOutput`] where data is damaged: the protocol has no number of
+/// its own for that.
+const DAMAGED: &str = "data is damaged: ";
+
+/// The message for people that goes with the number of an error.
+pub(super) fn message_of(error: &Error) -> Cow<'_, str> {
+    match error.kind() {
+        ErrorKind::Corrupt => format!("{DAMAGED}{}", error.what()).into(),
+        _ => error.what().into(),
+    }
+}
 
 /// An error number as it stands in a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +44,15 @@ impl Errno {
     #[must_use]
     pub fn code(self) -> u32 {
         self as u32
+    }
+
+    /// The kind that a client reports for a number from a server and the message that came with it.
+    #[must_use]
+    pub fn kind_with(code: u32, message: &str) -> ErrorKind {
+        match Errno::kind_of(code) {
+            ErrorKind::Device if message.starts_with(DAMAGED) => ErrorKind::Corrupt,
+            kind => kind,
+        }
     }
 
     /// The kind that a client reports for a number from a server; unknown ones count as `Invalid`,
@@ -85,5 +109,9 @@ mod tests {
         assert_eq!(Errno::from(ErrorKind::NotPrimary).code(), 108);
         assert_eq!(Errno::from(ErrorKind::Corrupt).code(), 5);
         assert_eq!(Errno::kind_of(4711), ErrorKind::Invalid);
+        for kind in [ErrorKind::Corrupt, ErrorKind::Device, ErrorKind::NoSpace] {
+            let error = Error::new(kind, "block 7");
+            assert_eq!(Errno::kind_with(Errno::from(kind).code(), &message_of(&error)), kind);
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::budget::Buffer;
 use super::clock::now;
 use super::connection::{Connection, InFlight};
 use super::contexts::Context;
-use super::errors::Errno;
+use super::errors::{Errno, message_of};
 use super::outgoing::Reply;
 use super::request::Request;
 use super::statistics::{Operation, Tally};
@@ -108,7 +108,7 @@ impl Connection {
         match result {
             Err(error) => {
                 tally.failed();
-                to.put_error(&mut head, Errno::from(error.kind()).code(), error.what());
+                to.put_error(&mut head, Errno::from(error.kind()).code(), &message_of(&error));
             }
             Ok(()) => {
                 tally.succeeded(bytes_moved(request));
@@ -224,7 +224,7 @@ impl Connection {
                 }
                 Err(error) => {
                     tally.failed();
-                    to.put_error(&mut head, Errno::from(error.kind()).code(), error.what());
+                    to.put_error(&mut head, Errno::from(error.kind()).code(), &message_of(error));
                 }
             }
             let Durable { request, in_flight: one, .. } = durable;

@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::budget::Buffer;
 use super::clock::now;
 use super::connection::{Connection, IN_FLIGHT_MAX};
-use super::errors::Errno;
+use super::errors::{Errno, message_of};
 use super::execute::{Durable, Work, bytes_moved, is_zero, may_be_hole};
 use super::outgoing::{Pace, Reply};
 use super::receiver::{LARGE_BYTES, Receiver, Role};
@@ -219,7 +219,7 @@ impl Connection {
     fn fail(self: &Arc<Self>, rx: &mut Receiver, role: Role, request: &Request, error: &Error) {
         rx.group.tallies[request.operation as usize].failed();
         let to = request.reply_to(self.export.style);
-        self.put_error(rx, role, to, Errno::from(error.kind()), error.what());
+        self.put_error(rx, role, to, Errno::from(error.kind()), &message_of(error));
     }
 
     pub(super) fn refuse(
@@ -266,7 +266,7 @@ impl Connection {
                 }
                 Err(error) => {
                     tally.failed();
-                    to.put_error(&mut bytes, Errno::from(error.kind()).code(), error.what());
+                    to.put_error(&mut bytes, Errno::from(error.kind()).code(), &message_of(error));
                     None
                 }
             };
@@ -295,7 +295,7 @@ impl Connection {
             rx.group.tallies[request.operation as usize].failed();
             let mut bytes = Vec::new();
             let to = request.reply_to(self.export.style);
-            to.put_error(&mut bytes, Errno::from(error.kind()).code(), error.what());
+            to.put_error(&mut bytes, Errno::from(error.kind()).code(), &message_of(error));
             if rx.group.room() < bytes.len() {
                 self.send_group(rx, role);
             }
