@@ -217,7 +217,7 @@ fn dashboard_and_alerts_name_what_is_on_the_page() {
 
 /// How the names begin that have values only in a cluster.
 pub(crate) const OF_CLUSTER: &[&str] =
-    &["sinter_cluster_", "sinter_replica_", "sinter_resync_", "sinter_failover_"];
+    &["sinter_bookmark_", "sinter_cluster_", "sinter_failover_", "sinter_replica_", "sinter_resync_"];
 
 /// Whether this is on the page of a node in a cluster: one that stands alone knows the name and has no value.
 fn is_of_cluster(page: &str, name: &str) -> bool {

@@ -276,15 +276,17 @@ impl Node {
         let (devices, options, environment) =
             (pool.devices(), pool.options.clone(), pool.environment.clone());
         let opened = if self.has_pool {
-            Store::open(devices, options, environment).map(|(store, report)| {
-                assert!(report.damage.is_empty(), "{:?}", report.damage);
-                store
-            })
+            Store::open(devices, options, environment).map(|(store, report)| (store, report.damage))
         } else {
-            Store::create_as(devices, options, environment, identity)
+            Store::create_as(devices, options, environment, identity).map(|store| (store, Vec::new()))
         };
         let store = match opened {
-            Ok(store) => Arc::new(store),
+            // What cannot be read because the disk has stopped is no damage.
+            Ok((_, damage)) if !damage.is_empty() && self.plan.is_stopped() => return None,
+            Ok((store, damage)) => {
+                assert!(damage.is_empty(), "{damage:?}");
+                Arc::new(store)
+            }
             Err(error) if self.plan.is_stopped() => {
                 drop(error);
                 return None;
