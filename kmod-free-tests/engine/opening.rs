@@ -1,9 +1,10 @@
-//! What an opening costs.
+//! What an opening costs, and leaves on the device.
 
 use std::sync::Arc;
 
 use sinter::device::faulty::{FaultPlan, FaultyDisk};
-use sinter::units::{BlockCount, ByteCount, Lba, ObjectNumber};
+use sinter::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
+use sinter::units::{BlockCount, ByteCount, DeviceOffset, Lba, ObjectNumber};
 
 use crate::pool::Pool;
 use crate::{assert_sound, blocks, read};
@@ -59,4 +60,27 @@ fn p6_opening_costs_by_the_log_and_not_by_the_pool() {
     );
     let longer = calls_to_open(512, 4_000, 8_000);
     assert!(longer > 2 * small, "{small} calls for a log of 1,000 blocks, {longer} for one of 8,000");
+}
+
+/// The newest segment of a log whose header is on the device; segments are of 64 KiB.
+fn newest_log_header(pool: &Pool, segments: u64) -> Option<u64> {
+    let header = |segment: u64| {
+        let mut bytes = vec![0; SEGMENT_HEADER_BYTES];
+        pool.device.read_at(DeviceOffset((1 + segment) << 16), &mut bytes).unwrap();
+        SegmentHeader::decode(&bytes).filter(|header| header.kind == SegmentKind::Log)
+    };
+    (0..segments).filter_map(header).map(|header| header.sequence).max()
+}
+
+#[test]
+fn p2_the_header_of_a_log_is_there_before_its_first_batch() {
+    let pool = Pool::small(11, 64);
+    drop(pool.create());
+    let mut before = newest_log_header(&pool, 64).expect("a header after the pool was made");
+    for _ in 0..2 {
+        drop(pool.open());
+        let after = newest_log_header(&pool, 64).unwrap();
+        assert!(after > before, "opening has begun a log, and its header is not on the device");
+        before = after;
+    }
 }

@@ -4,9 +4,11 @@ use std::sync::atomic::Ordering;
 
 use sinter::array::{BlockService as _, NewClone, NewSnapshot, SnapshotWhich};
 use sinter::sync::seeded::mix;
-use sinter::units::{BLOCK_BYTES, BlockCount, Epoch, Lba, Lsn};
+use sinter::units::{BLOCK_BYTES, BlockCount, Epoch, Lba, Lsn, RequestNumber};
 
+use super::attached::{Attached, FIRST_ATTACHED};
 use super::histories::{Asked, Value};
+use super::node::Log;
 use super::oracle::At;
 use super::world::{Event, MILLISECOND, Time, World};
 
@@ -36,11 +38,17 @@ pub(super) enum Kind {
     Bulk,
 }
 
+/// Who has asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Asker {
+    Plain { client: usize, asked: Asked },
+    Attached { client: usize, number: RequestNumber },
+}
+
 /// A request that was carried out and is not answered yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pending {
-    pub(super) client: usize,
-    pub(super) asked: Asked,
+    pub(super) by: Asker,
     pub(super) epoch: Epoch,
     pub(super) lsn: Lsn,
     pub(super) kind: Kind,
@@ -62,14 +70,13 @@ pub(super) struct Client {
 struct Waits {
     asked: Asked,
     since: Time,
-    /// Of a write, where and what.
-    write: Option<(u64, Value)>,
     /// On which life of which node it was carried out.
     on: Option<u64>,
 }
 
 pub(super) struct Clients {
     pub(super) all: Vec<Client>,
+    pub(super) attached: Vec<Attached>,
     asked: u64,
     names: u64,
     window: Vec<u64>,
@@ -82,19 +89,20 @@ impl Clients {
     pub(super) fn new(count: usize) -> Clients {
         let all = (0..count).map(|_| Client { node: 0, waits: None }).collect();
         let window = (0..WINDOW as u64).collect();
-        Clients { all, asked: 0, names: 0, window, next_block: WINDOW as u64, resting: false }
+        let attached = (0..3).map(|id| Attached::new(id, id == 2)).collect();
+        Clients { all, attached, asked: 0, names: 0, window, next_block: WINDOW as u64, resting: false }
     }
 
     pub(super) fn wait(&self) -> bool {
-        self.all.iter().any(|client| client.waits.is_some())
+        self.all.iter().any(|client| client.waits.is_some()) || self.attached.iter().any(Attached::waits)
     }
 
-    fn next(&mut self) -> Asked {
+    pub(super) fn next(&mut self) -> Asked {
         self.asked += 1;
         Asked(self.asked)
     }
 
-    fn name(&mut self) -> Value {
+    pub(super) fn name(&mut self) -> Value {
         self.names += 1;
         self.names
     }
@@ -118,7 +126,7 @@ pub(super) fn value_of(bytes: &[u8]) -> Value {
     value
 }
 
-fn offset(block: u64) -> u64 {
+pub(super) fn offset(block: u64) -> u64 {
     block * BLOCK_BYTES as u64
 }
 
@@ -130,10 +138,7 @@ impl World {
         match self.clients.all[client].waits {
             Some(waits) if self.now > waits.since + PATIENCE => self.give_up(client),
             Some(waits) => {
-                let carried_out = waits.on.is_some_and(|life| self.lives_on(life));
-                if !carried_out && self.planted.sent_again_without_sessions {
-                    self.send_again(client, waits);
-                } else if waits.on.is_some() && !carried_out {
+                if waits.on.is_some_and(|life| !self.lives_on(life)) {
                     // The connection is lost; what came of the request nobody knows.
                     self.give_up(client);
                 }
@@ -144,12 +149,12 @@ impl World {
         }
     }
 
-    fn lives_on(&self, life: u64) -> bool {
+    pub(super) fn lives_on(&self, life: u64) -> bool {
         self.nodes.iter().any(|node| node.life.as_ref().is_some_and(|own| own.number == life && own.stands()))
     }
 
     /// Whether a node takes requests at this moment.
-    fn reaches(&self, node: usize) -> bool {
+    pub(super) fn reaches(&self, node: usize) -> bool {
         let awake = self.nodes[node].paused_until <= self.now;
         awake && self.nodes[node].life.as_ref().is_some_and(super::node::Life::takes)
     }
@@ -160,19 +165,10 @@ impl World {
         self.clients.all[client].node = self.numbers.index(nodes);
     }
 
-    fn send_again(&mut self, client: usize, waits: Waits) {
-        let Some((block, value)) = waits.write else { return self.give_up(client) };
-        let node = self.numbers.index(self.nodes.len());
-        if self.reaches(node) {
-            self.oracle.seen.sent_again += 1;
-            self.write(client, node, waits.asked, block, value);
-        }
-    }
-
-    fn block(&mut self) -> u64 {
+    pub(super) fn block(&mut self) -> u64 {
         let which = self.numbers.index(WINDOW);
         if !self.oracle.histories.has_room(self.clients.window[which]) {
-            let next = self.clients.next_block % SHARED_BLOCKS;
+            let next = self.clients.next_block % FIRST_ATTACHED;
             self.clients.next_block += 1;
             self.clients.window[which] = next;
         }
@@ -190,7 +186,7 @@ impl World {
             0..18 if self.oracle.histories.has_room(block) => {
                 let value = self.clients.name();
                 self.oracle.histories.call(asked, block, Some(value));
-                let waits = Waits { asked, since: self.now, write: Some((block, value)), on: None };
+                let waits = Waits { asked, since: self.now, on: None };
                 self.clients.all[client].waits = Some(waits);
                 self.write(client, node, asked, block, value);
             }
@@ -205,20 +201,21 @@ impl World {
 
     /// Notes what a request has come to.
     fn carried_out(&mut self, node: usize, pending: Pending) {
-        let (client, asked, since) = (pending.client, pending.asked, self.now);
+        let Asker::Plain { client, asked } = pending.by else { return };
+        let since = self.now;
         let Some(life) = self.nodes[node].life.as_mut() else { return };
         life.pending.push(pending);
         let on = Some(life.number);
         let waits = &mut self.clients.all[client].waits;
-        let write = waits.and_then(|waits| waits.write);
         let since = waits.map_or(since, |waits| waits.since);
-        *waits = Some(Waits { asked, since, write, on });
+        *waits = Some(Waits { asked, since, on });
     }
 
     /// What a node needs to carry something out.
-    fn opens(&mut self, node: usize) -> Option<Epoch> {
+    pub(super) fn opens(&mut self, node: usize) -> Option<Epoch> {
         let life = self.nodes[node].life.as_ref()?;
         life.gate.open.store(life.takes(), Ordering::Relaxed);
+        life.assert_may_serve();
         life.serving
     }
 
@@ -228,17 +225,25 @@ impl World {
         let volume = life.array.open_volume(SHARED);
         let written = volume.and_then(|volume| volume.write(offset(block), &content(value)));
         let Ok(commit) = self.tried(node, written) else { return };
-        self.oracle.writes.insert(At { epoch, lsn: commit.0 }, (block, value));
+        self.oracle.wrote(At { epoch, lsn: commit.0 }, vec![(block, value)]);
         let kind = Kind::Write { block };
-        self.carried_out(node, Pending { client, asked, epoch, lsn: commit.0, kind, leased: true, from: 0 });
+        self.carried_out(
+            node,
+            Pending { by: Asker::Plain { client, asked }, epoch, lsn: commit.0, kind, leased: true, from: 0 },
+        );
         self.committed(node);
+    }
+
+    /// When whoever has read data comes to look whether it may answer.
+    pub(super) fn looked_at_from(&mut self) -> Time {
+        let longest = if self.numbers.chance(1, 2) { 6 } else { 1 };
+        self.now + self.numbers.below(longest * MILLISECOND)
     }
 
     fn read(&mut self, client: usize, node: usize, asked: Asked, block: u64) {
         let Some(epoch) = self.opens(node) else { return };
         let now = self.clock(node);
-        let from = self.now
-            + self.numbers.below(if self.numbers.clone().chance(1, 2) { 6 } else { 1 } * MILLISECOND);
+        let from = self.looked_at_from();
         let life = self.nodes[node].life.as_ref().unwrap();
         let leased = life.role.may_read(now);
         let mut bytes = vec![1; BLOCK_BYTES];
@@ -247,7 +252,10 @@ impl World {
             return;
         }
         let kind = Kind::Read { block, value: value_of(&bytes) };
-        self.carried_out(node, Pending { client, asked, epoch, lsn: Lsn(0), kind, leased, from });
+        self.carried_out(
+            node,
+            Pending { by: Asker::Plain { client, asked }, epoch, lsn: Lsn(0), kind, leased, from },
+        );
     }
 
     fn flush(&mut self, client: usize, node: usize, asked: Asked) {
@@ -258,7 +266,14 @@ impl World {
         if self.tried(node, flushed).is_ok() {
             self.carried_out(
                 node,
-                Pending { client, asked, epoch, lsn, kind: Kind::Flush, leased: true, from: 0 },
+                Pending {
+                    by: Asker::Plain { client, asked },
+                    epoch,
+                    lsn,
+                    kind: Kind::Flush,
+                    leased: true,
+                    from: 0,
+                },
             );
             self.wants_durable(node, lsn);
         }
@@ -311,7 +326,10 @@ impl World {
         let lsn = if managed { life.gate.wanted() } else { life.store.last_lsn() };
         if self.tried(node, done).is_ok() {
             let kind = if managed { Kind::Managed } else { Kind::Bulk };
-            self.carried_out(node, Pending { client, asked, epoch, lsn, kind, leased: true, from: 0 });
+            self.carried_out(
+                node,
+                Pending { by: Asker::Plain { client, asked }, epoch, lsn, kind, leased: true, from: 0 },
+            );
             if managed {
                 self.wants_durable(node, lsn);
             }
@@ -342,14 +360,28 @@ impl World {
         let (ready, left): (Vec<Pending>, Vec<Pending>) =
             pending.into_iter().partition(|pending| pending.epoch == epoch && ready(life, pending));
         life.pending = left;
+        if !ready.is_empty() {
+            life.assert_may_serve();
+        }
         for pending in ready {
             self.answer(node, pending);
         }
     }
 
-    fn answer(&mut self, node: usize, Pending { client, asked, epoch, lsn, kind, .. }: Pending) {
+    /// What the primary of a later epoch holds, if there is one.
+    pub(super) fn successor(&self, epoch: Epoch) -> Option<Log> {
         let newest = self.oracle.newest.filter(|(newest, _)| *newest > epoch);
-        let successor = newest.map(|(_, successor)| self.nodes[successor].log.lock().unwrap().clone());
+        newest.map(|(_, successor)| self.nodes[successor].log.lock().unwrap().clone())
+    }
+
+    fn answer(&mut self, node: usize, Pending { by, epoch, lsn, kind, .. }: Pending) {
+        let (client, asked) = match by {
+            Asker::Plain { client, asked } => (client, asked),
+            Asker::Attached { client, number } => {
+                return self.answer_attached(node, (client, number), epoch, lsn, kind);
+            }
+        };
+        let successor = self.successor(epoch);
         let at = At { epoch, lsn };
         match kind {
             Kind::Write { block } => {

@@ -3,6 +3,7 @@
 //! `SINTER_WHOLE_HISTORIES` sets how many histories are lived through, `SINTER_WHOLE_FIRST_SEED` from which seed on, and
 //! `SINTER_WHOLE_SEED` runs one alone.
 
+mod attached;
 mod clients;
 mod histories;
 mod node;
@@ -69,6 +70,8 @@ fn p7_a_whole_cluster_keeps_what_it_promised() {
     });
     println!("{histories} histories: {seen:?}");
     assert!(seen.primaries > histories && seen.writes > 100 * histories, "{seen:?}");
+    let sessions = seen.sent_again.min(seen.unknown).min(seen.refused);
+    assert!(histories < 100 || sessions > 0, "{seen:?}");
 }
 
 #[test]

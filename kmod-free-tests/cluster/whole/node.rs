@@ -18,6 +18,7 @@ use sinter::replica::ring::Ring;
 use sinter::replica::role::{Action, Role};
 use sinter::replica::stream::Stream;
 use sinter::store::{Commit, CommitSink, PoolIdentity, Store};
+use sinter::sync::RandomSource;
 use sinter::units::{BlockCount, ByteCount, Epoch, Fingerprint, Lba, Lsn, ObjectNumber, Uuid};
 
 use super::clients::Pending;
@@ -31,6 +32,8 @@ const SEGMENTS: u64 = 400;
 pub(super) struct Entry {
     pub(super) epoch: Epoch,
     pub(super) digest: u64,
+    /// What a write sets: of which object, from where on, and so many blocks.
+    pub(super) blocks: Option<(ObjectNumber, Lba, u64)>,
 }
 
 /// What a pool holds, by number.
@@ -98,7 +101,13 @@ impl CommitSink for Sink {
         if !self.ring.listens() || matches!(commit.operation, LoggedOperation::Moved { .. }) {
             return self.ring.committed(commit);
         }
-        let entry = Entry { epoch: commit.epoch, digest: digest(commit) };
+        let blocks = match commit.operation {
+            LoggedOperation::Write { object, first, mappings } => {
+                Some((*object, *first, mappings.len() as u64))
+            }
+            _ => None,
+        };
+        let entry = Entry { epoch: commit.epoch, digest: digest(commit), blocks };
         self.log.lock().unwrap().insert(commit.lsn, entry);
         let mut held = self.held.lock().unwrap();
         match held.take() {
@@ -168,6 +177,7 @@ pub(super) struct Life {
     pub(super) array: Arc<Array>,
     pub(super) ring: Arc<Ring>,
     pub(super) gate: Arc<Gate>,
+    pub(super) random: Arc<dyn RandomSource>,
     /// The epoch in which requests are taken.
     pub(super) serving: Option<Epoch>,
     /// Terms to begin and to end, in order.
@@ -198,6 +208,12 @@ impl Life {
     /// Whether requests are taken now.
     pub(super) fn takes(&self) -> bool {
         self.stands() && self.role.takes_requests()
+    }
+
+    /// (6): whoever is being compared carries out nothing, and answers nothing.
+    pub(super) fn assert_may_serve(&self) {
+        let compared = self.compared || self.store.syncing();
+        assert!(!self.stands() || !compared, "a node that is being compared serves in {:?}", self.serving);
     }
 
     /// Whether what is under way may be answered at all.
@@ -233,6 +249,10 @@ pub(super) struct Node {
     /// Until then its clock stands still, from a moment on.
     pub(super) clock_stands: Option<(Time, Time)>,
     pub(super) old: Option<Copy>,
+    /// Its pool was taken from it, in this life or after it.
+    pub(super) pool_lost_in: u64,
+    /// Its pool may be without something acknowledged, for all that can be seen where it lies.
+    may_lack: bool,
 }
 
 /// A store with what is around it.
@@ -241,6 +261,7 @@ pub(super) struct Opened {
     pub(super) array: Arc<Array>,
     pub(super) ring: Arc<Ring>,
     pub(super) gate: Arc<Gate>,
+    pub(super) random: Arc<dyn RandomSource>,
 }
 
 impl Node {
@@ -261,6 +282,8 @@ impl Node {
             gains,
             clock_stands: None,
             old: None,
+            pool_lost_in: 0,
+            may_lack: false,
         }
     }
 
@@ -293,6 +316,8 @@ impl Node {
             }
             Err(error) => panic!("a pool does not open: {error}"),
         };
+        self.may_lack &= self.has_pool;
+        store.set_may_lack(self.may_lack);
         self.has_pool = true;
         let gate = Arc::new(Gate::default());
         let options = ArrayOptions {
@@ -304,7 +329,7 @@ impl Node {
             return None;
         }
         self.remember(&store);
-        Some(Opened { array: array.unwrap(), store, ring, gate })
+        Some(Opened { array: array.unwrap(), store, ring, gate, random: pool.environment.random })
     }
 
     /// What was lost with the power is forgotten here, too.
@@ -327,6 +352,7 @@ impl Node {
         self.paused_until = 0;
         self.plan.forget_faults();
         if power {
+            self.may_lack = true;
             self.disk.crash();
         } else {
             self.disk.kill_process();
@@ -341,6 +367,7 @@ impl Node {
 
     /// Puts something else on the disk of a node that does not live; a new disk where it is nothing.
     pub(super) fn put_back(&mut self, copy: Option<Copy>, seed: u64) {
+        self.may_lack = true;
         match copy {
             Some(Copy { disk, log, has_pool }) => {
                 self.has_pool = has_pool;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sinter::units::{Epoch, Lsn};
+use sinter::units::{Epoch, Lsn, Uuid};
 
 use super::histories::{Histories, Value};
 use super::node::{Entry, Log};
@@ -30,6 +30,8 @@ pub(crate) struct Seen {
     pub(crate) crashes: u64,
     pub(crate) pools_changed: u64,
     pub(crate) sent_again: u64,
+    pub(crate) unknown: u64,
+    pub(crate) refused: u64,
     pub(crate) checked: u64,
 }
 
@@ -49,6 +51,8 @@ impl Seen {
             (&mut self.crashes, other.crashes),
             (&mut self.pools_changed, other.pools_changed),
             (&mut self.sent_again, other.sent_again),
+            (&mut self.unknown, other.unknown),
+            (&mut self.refused, other.refused),
             (&mut self.checked, other.checked),
         ];
         pairs.into_iter().for_each(|(sum, one)| *sum += one);
@@ -62,8 +66,11 @@ pub(super) struct Oracle {
     acknowledged: BTreeSet<At>,
     /// The same, by a FLUSH or because they are durable by themselves.
     flushed: BTreeSet<At>,
-    /// Which block an operation sets to what.
-    pub(super) writes: BTreeMap<At, (u64, Value)>,
+    /// Which blocks an operation sets to what, and the operations that have set a block to a value.
+    writes: BTreeMap<At, Vec<(u64, Value)>>,
+    places: BTreeMap<Value, Vec<At>>,
+    /// The name of the array's history.
+    history: Option<Uuid>,
     /// What is known of operations, wherever they were committed or applied.
     known: BTreeMap<At, u64>,
     /// The primary of the highest epoch that has begun.
@@ -74,7 +81,7 @@ pub(super) struct Oracle {
 impl Oracle {
     /// One epoch and number is one operation, on whichever node.
     pub(super) fn compare(&mut self, log: &Log, from: Lsn) {
-        for (lsn, Entry { epoch, digest }) in log.range(from..) {
+        for (lsn, Entry { epoch, digest, .. }) in log.range(from..) {
             let at = At { epoch: *epoch, lsn: *lsn };
             let known = *self.known.entry(at).or_insert(*digest);
             assert_eq!(known, *digest, "operation {lsn} of {epoch:?} is not the same everywhere");
@@ -82,12 +89,18 @@ impl Oracle {
     }
 
     /// (1): a primary begins; what was acknowledged is there, and where all members were lost at once, what was flushed.
-    /// Whether it is the newest.
-    pub(super) fn begins(&mut self, epoch: Epoch, node: usize, log: &Log, all_were_lost: bool) -> bool {
+    /// What is gone, if it is the newest.
+    pub(super) fn begins(
+        &mut self,
+        epoch: Epoch,
+        node: usize,
+        log: &Log,
+        all_were_lost: bool,
+    ) -> Option<Vec<At>> {
         if let Some((before, _)) = self.newest.filter(|(before, _)| *before >= epoch) {
             assert!(before > epoch, "two primaries in epoch {epoch:?}");
             // It was handed over to while it slept, and wakes up too late: nobody will answer it.
-            return false;
+            return None;
         }
         self.seen.primaries += 1;
         let gone: Vec<At> = self.acknowledged.iter().filter(|at| !holds(log, **at)).copied().collect();
@@ -98,7 +111,7 @@ impl Oracle {
         }
         self.seen.lost += gone.len() as u64;
         self.newest = Some((epoch, node));
-        true
+        Some(gone)
     }
 
     /// An operation is acknowledged. (2): a successor that has begun, whose log `successor` is, holds it.
@@ -115,13 +128,32 @@ impl Oracle {
         self.flushed.extend(covered);
     }
 
+    /// A primary has committed a write.
+    pub(super) fn wrote(&mut self, at: At, blocks: Vec<(u64, Value)>) {
+        blocks.iter().for_each(|(_, value)| self.places.entry(*value).or_default().push(at));
+        self.writes.insert(at, blocks);
+    }
+
+    /// The operations of a log that have set a block to this value.
+    pub(super) fn places(&self, value: Value, log: &Log) -> Vec<At> {
+        let all = self.places.get(&value).into_iter().flatten();
+        all.filter(|at| holds(log, **at)).copied().collect()
+    }
+
+    /// (5): a primary serves in this history. It is another one only where something may have been lost.
+    pub(super) fn serves_in(&mut self, history: Option<Uuid>, all_were_lost: bool) {
+        let same = self.history.is_none() || self.history == history;
+        assert!(same || all_were_lost, "the history has another name, and nothing was lost");
+        self.history = history;
+    }
+
     /// What each block that was ever written holds, as a log has it.
     pub(super) fn values(&self, log: &Log) -> BTreeMap<u64, Value> {
         let mut values = BTreeMap::new();
         for (lsn, entry) in log {
-            if let Some((block, value)) = self.writes.get(&At { epoch: entry.epoch, lsn: *lsn }) {
-                values.insert(*block, *value);
-            }
+            values.extend(
+                self.writes.get(&At { epoch: entry.epoch, lsn: *lsn }).into_iter().flatten().copied(),
+            );
         }
         values
     }

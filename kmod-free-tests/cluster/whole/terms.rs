@@ -8,9 +8,11 @@ use sinter::replica::bookmarks;
 use sinter::replica::decisions::Incarnation;
 use sinter::replica::decisions::Member;
 use sinter::replica::epochs::Epochs;
+use sinter::replica::history;
 use sinter::replica::role::{Action, Input, Role};
-use sinter::units::{Epoch, Lsn, Uuid};
+use sinter::units::{Epoch, Lsn, SessionId, Uuid};
 
+use super::attached::{Attached, FIRST_OWN};
 use super::node::{Life, Opened};
 use super::world::{Event, MILLISECOND, World, id, index};
 
@@ -24,7 +26,8 @@ impl World {
         }
         let identity = self.identity.clone();
         let out_of_order = self.planted.shipped_outside_the_lock;
-        let Some(Opened { store, array, ring, gate }) = self.nodes[node].open(Some(&identity), out_of_order)
+        let Some(Opened { store, array, ring, gate, random }) =
+            self.nodes[node].open(Some(&identity), out_of_order)
         else {
             return self.die(node, true);
         };
@@ -46,6 +49,7 @@ impl World {
             array,
             ring,
             gate,
+            random,
             serving: None,
             changes: Default::default(),
             shipping: Default::default(),
@@ -137,17 +141,26 @@ impl World {
         assert!(!life.compared && !life.store.syncing(), "a node that is being compared begins {epoch:?}");
         let log = self.nodes[node].log.lock().unwrap().clone();
         let from_nobody = self.consensus.began_from_nobody(epoch);
-        let newest = self.oracle.begins(epoch, node, &log, from_nobody);
-        if newest {
+        let gone = self.oracle.begins(epoch, node, &log, from_nobody);
+        if let Some(gone) = &gone {
             self.compare_with_log(node);
+            self.clients.attached.iter_mut().for_each(|client| client.lose(gone));
         }
-        if newest && from_nobody {
+        if gone.is_some() && from_nobody {
             let values = self.oracle.values(&log);
-            self.oracle.histories.check(|block| values.get(&block).copied());
+            // Whoever is alone with its blocks sends again what is gone.
+            self.oracle.histories.check(|block| block >= FIRST_OWN, |block| values.get(&block).copied());
+            for (asked, block, write) in self.clients.attached.iter().flat_map(Attached::may_come) {
+                self.oracle.histories.call(asked, block, write);
+            }
         }
         let life = self.nodes[node].life.as_mut().unwrap();
         let begun = begin_in_store(life, epoch);
         let Ok(epochs) = self.tried(node, begun) else { return };
+        if gone.is_some() {
+            let terms = self.nodes[node].life.as_ref().unwrap().array.session_terms(SessionId(0));
+            self.oracle.serves_in(terms.history, from_nobody);
+        }
         let (now, peers) = (self.clock(node), self.nodes.len());
         let life = self.nodes[node].life.as_mut().unwrap();
         life.epochs = epochs;
@@ -276,7 +289,8 @@ fn begin_in_store(life: &Life, epoch: Epoch) -> Result<Epochs> {
     life.store.follow(false);
     let mut epochs = Epochs::load(&life.store)?;
     let first = epochs.begin(&life.store, epoch)?;
-    life.store.write_out(first)?;
+    let named = history::begin(&life.store, epoch, None, &*life.random)?;
+    life.store.write_out(named.unwrap_or(first))?;
     life.array.reload()?;
     Ok(epochs)
 }

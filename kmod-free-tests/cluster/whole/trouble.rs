@@ -108,6 +108,9 @@ impl World {
             .collect();
         self.fall(node, true);
         self.oracle.seen.pools_changed += 1;
+        for changed in down.first().copied().into_iter().chain([node]) {
+            self.nodes[changed].pool_lost_in = self.lives;
+        }
         match (down.first(), self.nodes[node].old.take()) {
             (Some(other), _) => {
                 let (mine, theirs) = (self.nodes[node].copy(), self.nodes[*other].copy());
@@ -232,7 +235,7 @@ impl World {
         for (block, value) in values {
             assert_eq!(self.holds(primary, block), Some(value), "block {block} at the end");
         }
-        self.oracle.histories.check(|_| None);
+        self.oracle.histories.check(|_| false, |_| None);
         self.oracle.seen.checked = self.oracle.histories.checked;
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sinter::array::NewVolume;
 use sinter::format::catalog::{Record as Catalogued, RecordKind};
-use sinter::replica::decisions::{Command, Incarnation, Member, NodeId, Position, Record};
+use sinter::replica::decisions::{Change, Command, Incarnation, Member, NodeId, Position, Record};
 use sinter::replica::role::{Input, Message, PlantedFaults};
 use sinter::replica::timing::Timing;
 use sinter::store::PoolIdentity;
@@ -27,7 +27,7 @@ pub(super) const SECOND: Time = 1000 * MILLISECOND;
 
 /// All of them vote; where only two keep data, the third is a witness.
 const VOTERS: usize = 3;
-const CLIENTS: usize = 5;
+const CLIENTS: usize = 4;
 
 /// Faults that are planted, to show that they are found.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,7 +45,7 @@ pub(crate) struct Planted {
     pub(crate) shipped_outside_the_lock: bool,
     /// A node is compared while the set names it, and promoted like any other.
     pub(crate) member_compared: bool,
-    /// Clients send a write again that was not answered, and nobody knows that it is the same one.
+    /// The numbers of requests are not remembered: what comes again is carried out again.
     pub(crate) sent_again_without_sessions: bool,
 }
 
@@ -117,6 +117,9 @@ pub(super) enum Event {
         link: u64,
     },
     Client {
+        client: usize,
+    },
+    Attached {
         client: usize,
     },
     Fault,
@@ -193,6 +196,9 @@ impl World {
         }
         for client in 0..CLIENTS {
             world.after(0, Event::Client { client });
+        }
+        for client in 0..world.clients.attached.len() {
+            world.after(0, Event::Attached { client });
         }
         world.after(SECOND, Event::Fault);
         world
@@ -281,6 +287,7 @@ impl World {
             Event::Report { node, link, .. } => self.report(node, link),
             Event::Sync { node, link, .. } => self.sync(node, link),
             Event::Client { client } => self.client(client),
+            Event::Attached { client } => self.attached(client),
             Event::Fault => self.fault(),
         }
     }
@@ -317,8 +324,18 @@ impl World {
         reached.count() > VOTERS / 2
     }
 
+    /// Whether a node is to be promoted for a pool that has been taken from it since: it would be the only one that
+    /// counts, and nothing could help any more.
+    fn names_a_lost_pool(&self, command: &Command) -> bool {
+        let Change::Promote(member) = &command.change else { return false };
+        member.incarnation.0 <= self.nodes[index(member.node)].pool_lost_in
+    }
+
     fn commit(&mut self, from: usize, command: &Command) {
-        if !self.reaches_most(from) || !self.consensus.decide(command, self.planted.no_precondition) {
+        if self.names_a_lost_pool(command)
+            || !self.reaches_most(from)
+            || !self.consensus.decide(command, self.planted.no_precondition)
+        {
             return;
         }
         if !self.calm && self.numbers.chance(1, 8) {

@@ -221,6 +221,8 @@ impl Store {
     /// appended or acknowledged: else a batch that one recovery dropped could come back in the next.
     fn begin_serving(&self) -> Result<()> {
         self.begin_log()?;
+        // The checkpoint alone does not write it where no operation is new; and batches might survive without it.
+        self.write_out_all()?;
         self.checkpoint_in_role()
     }
 
