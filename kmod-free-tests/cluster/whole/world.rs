@@ -324,11 +324,16 @@ impl World {
         reached.count() > VOTERS / 2
     }
 
-    /// Whether a node is to be promoted for a pool that has been taken from it since: it would be the only one that
-    /// counts, and nothing could help any more.
+    /// Whether a node is to be promoted, or to stay as the only member, for a pool that has been taken from it since: it
+    /// would be the only one that counts, and only an operator could help.
     fn names_a_lost_pool(&self, command: &Command) -> bool {
-        let Change::Promote(member) = &command.change else { return false };
-        member.incarnation.0 <= self.nodes[index(member.node)].pool_lost_in
+        let record = &self.consensus.record;
+        let (node, incarnation) = match &command.change {
+            Change::Promote(member) => (member.node, Some(&member.incarnation)),
+            Change::Out(_) => (record.primary, record.set.get(&record.primary)),
+            _ => return false,
+        };
+        incarnation.is_some_and(|incarnation| incarnation.0 <= self.nodes[index(node)].pool_lost_in)
     }
 
     fn commit(&mut self, from: usize, command: &Command) {
