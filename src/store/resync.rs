@@ -70,6 +70,8 @@ impl Store {
             core.segments.close(fresh.1);
             return Err(error);
         }
+        // As where a pool begins to serve: the header is there before any batch.
+        self.write_out_all()?;
         self.checkpoint_in_role()
     }
 
