@@ -192,16 +192,15 @@ impl Record {
             Some((now, _)) => now != incarnation,
             None => without.contains(node),
         };
-        // Whoever is in a set holds something: one that holds nothing has lost its pool, and what it held may be with a node
-        // that is not in the set any more. That is for an operator.
-        let lost_its_pool = |(node, (_, position)): (&NodeId, &(Incarnation, Position))| {
-            position.lsn == Lsn(0) && !without.contains(node)
-        };
+        // Whoever is in a set holds something. Where nobody does any more, all pools of the set are lost, and what they held may
+        // be with a node that is not in it: that is for an operator.
+        let holds_something = |position: &Position| position.lsn > Lsn(0);
         let farthest = reports.iter().max_by_key(|(node, (_, position))| (*position, **node));
         let allowed = self.set.iter().all(reborn)
             && reports.keys().all(|node| self.set.contains_key(node))
-            && !reports.iter().any(lost_its_pool)
-            && farthest.is_some_and(|(node, (now, _))| *node == primary.node && *now == primary.incarnation);
+            && farthest.is_some_and(|(node, (now, position))| {
+                *node == primary.node && *now == primary.incarnation && holds_something(position)
+            });
         if allowed {
             self.begin_epoch(primary);
         }
@@ -287,8 +286,9 @@ mod tests {
             // The other has come farther.
             start(member(1, 11), &[report(1, 11, 5), report(2, 21, 6)]),
             start(member(1, 12), &[report(1, 11, 5), report(2, 21, 4)]),
-            // The other has lost its pool, and perhaps what it acknowledged alone.
-            start(member(1, 11), &[report(1, 11, 5), report(2, 21, 0)]),
+            // Both have lost their pools.
+            start(member(1, 11), &[report(1, 11, 0), report(2, 21, 0)]),
+            start(member(2, 21), &[report(1, 11, 0), report(2, 21, 0)]),
             // Somebody who was not in the set.
             start(member(3, 31), &[report(1, 11, 5), report(2, 21, 4), report(3, 31, 9)]),
         ];
