@@ -53,6 +53,7 @@ fn without_a_bookmark_only_what_a_node_does_not_hold_is_sent() {
     assert_eq!(members(world.url("a"))["in_sync"], json!(["a"]));
     let before = shipped(&world);
     world.signal("b", "-CONT");
+    until("something was sent", || shipped(&world) > before);
     world.until_in_sync("a");
     let sent = shipped(&world) - before;
     assert!((1e6..4e6).contains(&sent), "two of ten MiB have changed: {sent} bytes were sent");
