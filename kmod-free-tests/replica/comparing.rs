@@ -39,20 +39,21 @@ fn without_a_bookmark_only_what_a_node_does_not_hold_is_sent() {
         environment: &[("SINTER_MEMORY_RING", "1MiB"), ("SINTER_BOOKMARK_KEEP", "1s")],
         ..Wishes::default()
     };
-    let world = World::formed_as(wishes);
+    let mut world = World::formed_as(wishes);
     let mut content = noise(10 * MIB);
     let image = world.path("image");
     std::fs::write(&image, &content).unwrap();
     import(&world, "disk", &image);
     world.until_in_sync("a");
     std::thread::park_timeout(Duration::from_secs(4));
-    world.signal("b", "-STOP");
+    // Not paused: its sockets would take what is written, and it would have missed nothing.
+    world.take("b").kill();
     content[..2 * MIB].copy_from_slice(&noise(2 * MIB));
     std::fs::write(&image, &content).unwrap();
     import(&world, "disk", &image);
     assert_eq!(members(world.url("a"))["in_sync"], json!(["a"]));
     let before = shipped(&world);
-    world.signal("b", "-CONT");
+    world.restart("b");
     until("something was sent", || shipped(&world) > before);
     world.until_in_sync("a");
     let sent = shipped(&world) - before;

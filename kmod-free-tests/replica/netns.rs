@@ -22,6 +22,7 @@ use serde_json::Value;
 
 use crate::daemon::Scratch;
 use crate::world::both;
+use crate::world::signal_process;
 
 /// Failovers in a row, unless more is asked for.
 const FAILOVERS: u32 = 20;
@@ -257,8 +258,7 @@ impl World {
     }
 
     fn signal(&self, at: usize, signal: &str) {
-        let pid = self.nodes[at].process.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        signal_process(self.nodes[at].process.as_ref().unwrap().id(), signal);
     }
 
     fn inflict(&mut self, fault: Fault, at: usize) {

@@ -188,14 +188,27 @@ impl World {
     }
 
     pub(crate) fn signal(&self, name: &str, signal: &str) {
-        let pid = self.node(name).pid().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+        signal_process(self.node(name).pid(), signal);
     }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
         self.end_witness();
+    }
+}
+
+/// Sends a signal. `-STOP` is waited for: until the last thread has heard of it, a process goes on answering.
+pub(crate) fn signal_process(pid: u32, signal: &str) {
+    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
+    if signal == "-STOP" {
+        until("all threads have stopped", || {
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+            threads.map(|thread| thread.unwrap().path().join("stat")).all(|stat| {
+                // The state follows the name, which stands in brackets. A thread may have ended meanwhile.
+                std::fs::read_to_string(stat).is_ok_and(|it| it.rsplit(')').next().unwrap().starts_with(" T"))
+            })
+        });
     }
 }
 
