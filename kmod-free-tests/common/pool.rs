@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use sinter::device::Device;
+use sinter::device::{Device, Syncer};
 use sinter::store::Environment;
 use sinter::store::Store;
 use sinter::store::StoreOptions;
@@ -149,7 +149,7 @@ impl Device for MemoryDevice {
         Ok(())
     }
 
-    fn sync(&self) -> io::Result<()> {
+    fn sync(&self, _: Syncer) -> io::Result<()> {
         Ok(())
     }
 

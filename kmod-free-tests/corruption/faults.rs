@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use sinter::device::Device;
 use sinter::device::faulty::Fault;
 use sinter::error::ErrorKind;
+use sinter::format::page::Table;
 use sinter::store::{CheckMode, Store};
 use sinter::sync::seeded::SeededNumbers;
 use sinter::units::{BLOCK_BYTES, ByteCount, DeviceOffset, Lba, ObjectNumber};
@@ -214,6 +215,7 @@ fn p1_a_failed_sync_stops_writes_and_loses_nothing_that_was_flushed() {
         let what = format!("seed {seed}, stopped");
         read_all(&store, &machine.model.sizes, &machine.model.now(), &[], &what);
         drop(store);
+        machine.disk.kill_process();
         let (store, report) = machine.open().unwrap();
         assert!(report.damage.is_empty(), "seed {seed}: {:?}", report.damage);
         assert!(report.last_lsn >= promised, "seed {seed}: what was flushed has gone");
@@ -244,6 +246,36 @@ fn p2_a_failed_read_is_that_requests_error_alone() {
         machine.plan.forget_faults();
         store.read(ObjectNumber(*object), Lba(*lba), &mut block, true).unwrap();
         assert!(block == bytes_of(&[*content]), "block {lba} of {object}, read again");
+    }
+}
+
+/// The ids that would be given out next may be those of a page that is damaged.
+#[test]
+fn p2_a_damaged_page_of_the_block_table_keeps_nothing_new_from_being_written() {
+    let (machine, store) = Machine::filled(42, 96);
+    store.checkpoint().unwrap();
+    drop(store);
+    let before = machine.disk.snapshot();
+    let pages = live_stretches(&machine.disk);
+    let pages: Vec<_> = pages.iter().filter(|live| live.role == Role::PageOnce(Table::Blocks)).collect();
+    assert!(pages.len() > 1, "{pages:?}");
+    for page in pages {
+        let mut machine = machine.gone_back_to(&before);
+        machine.disk.flip_bit(DeviceOffset(page.offset + page.len / 2), 3);
+        let (store, report) = machine.open().unwrap();
+        assert!(report.damage.is_empty(), "{:?}", report.damage);
+        let fresh = machine.create(&store, 400);
+        let mut numbers = SeededNumbers::new(page.offset);
+        for lba in (0..400).step_by(8) {
+            let contents: Vec<Content> = (0..8).map(|_| numbers.number() | 1).collect();
+            machine.write(&store, fresh, lba, &contents).unwrap();
+        }
+        machine.flush(&store).unwrap();
+        store.checkpoint().unwrap();
+        drop(store);
+        let (store, _) = machine.open().unwrap();
+        let sizes = [(fresh.0, 400)].into();
+        read_all(&store, &sizes, &machine.model.now(), &[], "written beside a damaged page");
     }
 }
 
@@ -294,6 +326,16 @@ fn p5_a_host_without_room_is_a_full_pool_until_it_has_room_again() {
     assert_eq!(refused.kind(), ErrorKind::NoSpace, "{refused}");
     assert!(store.statistics().host_full, "whoever looks is told why");
     read_all(&store, &machine.model.sizes, &machine.model.now(), &[], "without room");
+    // A checkpoint has the room that it needs set aside, and an opening, too.
+    store.checkpoint().unwrap();
+    machine.zero(&store, ObjectNumber(volume), 0, 64).unwrap();
+    machine.flush(&store).unwrap();
+    store.checkpoint().unwrap();
+    drop(store);
+    let (store, report) = machine.open().unwrap();
+    assert!(report.damage.is_empty(), "{:?}", report.damage);
+    read_all(&store, &machine.model.sizes, &machine.model.now(), &[], "opened without room");
+    store.checkpoint().unwrap();
     machine.disk.limit_room(None);
     for lba in 0..8 {
         machine.write(&store, ObjectNumber(volume), lba * 8, &[numbers.number() | 1; 8]).unwrap();

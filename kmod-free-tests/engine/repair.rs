@@ -81,7 +81,7 @@ fn flip(pool: &Pool, offset: DeviceOffset) {
     pool.device.read_at(offset, &mut byte).unwrap();
     byte[0] ^= 0x10;
     pool.device.write_at(offset, &[&byte]).unwrap();
-    pool.device.sync().unwrap();
+    pool.device.sync(sinter::device::Syncer::Checkpoint).unwrap();
 }
 
 /// Where a stored block is on the device.

@@ -33,12 +33,17 @@ fn live(seed: u64, faults: PlantedFaults, threads: bool) -> u64 {
             world.plan.stop_after(stop);
         }
         let steps = 10 + world.numbers.below(150);
+        let mut crash = if world.numbers.chance(2, 3) { Crash::Power } else { Crash::Process };
         if threads && world.numbers.chance(1, 2) {
+            if world.numbers.chance(1, 3) {
+                world.fail_a_sync();
+                // What the sync has lost shows in the page cache only: the process's death costs as much as the power's.
+                crash = Crash::Power;
+            }
             world.threads(&store, steps / 2);
         } else {
             world.alone(&store, steps);
         }
-        let crash = if world.numbers.chance(2, 3) { Crash::Power } else { Crash::Process };
         drop(store);
         store = world.reopen(crash, true).0;
     }
@@ -81,11 +86,13 @@ fn p1_every_promise_survives_a_crash_among_threads() {
 
 /// How many crashes it takes until a planted fault shows; `None` when `crashes_max` do not show it.
 fn crashes_until_found(faults: PlantedFaults, crashes_max: u64) -> Option<u64> {
+    // Only threads are syncing at the same time.
+    let threads = faults.one_syncer;
     let mut crashes = 0;
     let mut seed = 2_000_000;
     while crashes < crashes_max {
         // A panic is the simulator's way to say that it has found something.
-        match catch_unwind(AssertUnwindSafe(|| live(seed, faults, false))) {
+        match catch_unwind(AssertUnwindSafe(|| live(seed, faults, threads))) {
             Ok(made) => crashes += made,
             Err(_) => return Some(crashes + 1),
         }
@@ -105,6 +112,7 @@ fn planted_faults_are_found() {
         ("decrement before increment", PlantedFaults { decrement_first: true, ..sound }),
         ("segments erased early", PlantedFaults { erase_early: true, ..sound }),
         ("counts that wrap", PlantedFaults { wrap_counts: true, ..sound }),
+        ("failed syncs told once", PlantedFaults { one_syncer: true, ..sound }),
         ("lenders taken over early", PlantedFaults { take_over_early: true, ..sound }),
     ];
     let mut missed = Vec::new();

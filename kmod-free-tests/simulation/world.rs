@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sinter::device::Device;
-use sinter::device::faulty::{FaultPlan, FaultyDisk};
+use sinter::device::faulty::{Fault, FaultPlan, FaultyDisk};
 use sinter::error::{Error, ErrorKind};
 use sinter::store::{
     CloneRequest, Environment, ObjectInfo, OpenReport, PlantedFaults, ReclaimWalk, ScrubState, Store,
@@ -228,6 +228,13 @@ impl World {
             }
         }));
         run_threads(seed, threads);
+    }
+
+    /// Lets a sync fail, one of the next few. Some of what it was to cover is lost then, whoever wrote it, and nobody may
+    /// call durable what he wrote before: the store stops, and only a new opening knows more.
+    pub(crate) fn fail_a_sync(&mut self) {
+        let which = self.numbers.below(24);
+        self.plan.inject(Fault::FailSync, which);
     }
 
     /// Goes on with a scrub, or begins one: nothing is damaged while the world goes on.

@@ -6,14 +6,14 @@
 
 use std::fs::{self, File, FileType, OpenOptions, TryLockError};
 use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Advice, FallocateFlags, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::{Device, slices_len, within};
+use super::{Device, Syncer, slices_len, within};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{ByteCount, DeviceOffset};
 
@@ -21,6 +21,8 @@ use crate::units::{ByteCount, DeviceOffset};
 #[derive(Debug)]
 pub struct FileDevice {
     file: File,
+    /// The same, opened once more: what checkpoints sync.
+    for_checkpoints: File,
     name: String,
     len: ByteCount,
     is_block_device: bool,
@@ -50,10 +52,7 @@ impl FileDevice {
         let mut file = options.open(path).map_err(|error| open_error(&name, error))?;
         let opened = file.metadata().map_err(|error| open_error(&name, error))?;
         if opened.file_type() != kind {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!("{name} was replaced while it was being opened"),
-            ));
+            return Err(replaced(&name));
         }
         let len = if kind.is_block_device() {
             file.seek(SeekFrom::End(0)).map_err(|error| open_error(&name, error))?
@@ -62,7 +61,8 @@ impl FileDevice {
             // Asked again under the lock: whoever held it before may have made the file just now.
             file.metadata().map_err(|error| open_error(&name, error))?.len()
         };
-        Ok(FileDevice::new(file, name, ByteCount(len), kind.is_block_device()))
+        let for_checkpoints = open_again(path, &name, &file)?;
+        Ok(FileDevice::new([file, for_checkpoints], name, ByteCount(len), kind.is_block_device()))
     }
 
     /// Makes a new regular file of `len` bytes that takes no space yet, and opens it for nobody
@@ -81,19 +81,20 @@ impl FileDevice {
             lock(&name, &file)?;
             let prepared =
                 file.set_len(len.0).and_then(|()| file.sync_all()).and_then(|()| sync_parent(path));
-            prepared.map_err(|error| create_error(&name, len, error))
+            prepared.map_err(|error| create_error(&name, len, error))?;
+            open_again(path, &name, &file)
         };
-        if let Err(error) = prepare() {
+        let for_checkpoints = prepare().inspect_err(|_| {
             // The first error is the one to tell; an empty file that stays is refused as too small.
             fs::remove_file(path).ok();
-            return Err(error);
-        }
-        Ok(FileDevice::new(file, name, len, false))
+        })?;
+        Ok(FileDevice::new([file, for_checkpoints], name, len, false))
     }
 
-    fn new(file: File, name: String, len: ByteCount, is_block_device: bool) -> FileDevice {
+    fn new(opened: [File; 2], name: String, len: ByteCount, is_block_device: bool) -> FileDevice {
+        let [file, for_checkpoints] = opened;
         let (cannot_try_read, cannot_discard) = (AtomicBool::new(false), AtomicBool::new(false));
-        FileDevice { file, name, len, is_block_device, cannot_try_read, cannot_discard }
+        FileDevice { file, for_checkpoints, name, len, is_block_device, cannot_try_read, cannot_discard }
     }
 
     /// Whether it is a block device rather than a regular file.
@@ -101,6 +102,23 @@ impl FileDevice {
     pub fn is_block_device(&self) -> bool {
         self.is_block_device
     }
+}
+
+/// Opens what is open already a second time: another open file of the host, of the same content.
+fn open_again(path: &Path, name: &str, opened: &File) -> Result<File> {
+    // Not exclusively: this process has it so already.
+    let again = OpenOptions::new().read(true).write(true).open(path);
+    let again = again.map_err(|error| open_error(name, error))?;
+    let identity = |file: &File| file.metadata().map(|it| (it.dev(), it.ino(), it.rdev()));
+    match (identity(opened), identity(&again)) {
+        (Ok(first), Ok(second)) if first == second => Ok(again),
+        (Err(error), _) | (_, Err(error)) => Err(open_error(name, error)),
+        _ => Err(replaced(name)),
+    }
+}
+
+fn replaced(name: &str) -> Error {
+    Error::new(ErrorKind::Busy, format!("{name} was replaced while it was being opened"))
 }
 
 fn check_kind(name: &str, kind: FileType) -> Result<()> {
@@ -247,8 +265,11 @@ impl Device for FileDevice {
         write_whole(slices, |parts, done| Ok(rustix::io::pwritev(&self.file, parts, offset.0 + done)?))
     }
 
-    fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+    fn sync(&self, by: Syncer) -> io::Result<()> {
+        match by {
+            Syncer::Log => self.file.sync_data(),
+            Syncer::Checkpoint => self.for_checkpoints.sync_data(),
+        }
     }
 
     fn allocate(&self, offset: DeviceOffset, len: ByteCount) -> io::Result<()> {

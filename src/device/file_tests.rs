@@ -51,7 +51,7 @@ fn a_new_file_is_sparse_and_private_and_reads_back() {
 
     assert_eq!(bytes_of(&device, 5 * MIB, 3), [0; 3]);
     device.write_at(DeviceOffset((1 << 33) - 6), &[b"abc", b"", b"def"]).unwrap();
-    device.sync().unwrap();
+    device.sync(Syncer::Log).unwrap();
     drop(device);
     let device = FileDevice::open(&path).unwrap();
     assert_eq!(device.len(), ByteCount(1 << 33));
@@ -138,7 +138,7 @@ fn tried_reads_never_lie() {
     // Not every file system that a temporary directory stands on can say it.
     assert!(cached || device.cannot_try_read.load(Ordering::Relaxed));
     assert!(!cached || bytes == written);
-    device.sync().unwrap();
+    device.sync(Syncer::Log).unwrap();
     device.drop_cache().unwrap();
     bytes.fill(0);
     if device.try_read_at(DeviceOffset(MIB), &mut bytes).unwrap() {
@@ -155,12 +155,12 @@ fn space_is_taken_and_given_back() {
     device.allocate(DeviceOffset(4 * MIB), ByteCount(4 * MIB)).unwrap();
     let allocated = taken();
     device.write_at(DeviceOffset(4 * MIB), &[&[7; 4 << 20]]).unwrap();
-    device.sync().unwrap();
+    device.sync(Syncer::Log).unwrap();
     assert!(taken() >= 4 * MIB);
     // A file system without fallocate leaves it undone, but never done by half.
     assert!(!(MIB..4 * MIB).contains(&allocated), "{allocated} bytes");
     device.discard(DeviceOffset(5 * MIB), ByteCount(2 * MIB)).unwrap();
-    device.sync().unwrap();
+    device.sync(Syncer::Log).unwrap();
     if !device.cannot_discard.load(Ordering::Relaxed) {
         assert!(taken() < 3 * MIB, "{} bytes are still taken", taken());
         assert_eq!(bytes_of(&device, 5 * MIB, 4), [0; 4]);
@@ -205,9 +205,9 @@ fn a_block_device_is_one_too() {
 
     device.allocate(DeviceOffset(0), ByteCount(4 * MIB)).unwrap();
     device.write_at(DeviceOffset(MIB - 3), &[b"abc", &[9; 8192]]).unwrap();
-    device.sync().unwrap();
+    device.sync(Syncer::Log).unwrap();
     device.discard(DeviceOffset(MIB), ByteCount(4096)).unwrap();
-    device.sync().unwrap();
+    device.sync(Syncer::Log).unwrap();
     device.drop_cache().unwrap();
     assert_eq!(bytes_of(&device, MIB - 3, 3), b"abc");
     assert_eq!(bytes_of(&device, MIB + 4096, 4096), [9; 4096]);

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::image::Image;
-use super::{Device, slices_len, within};
+use super::{Device, Syncer, slices_len, within};
 use crate::sync::yield_point;
 use crate::units::{ByteCount, DeviceOffset};
 
@@ -69,7 +69,7 @@ impl Device for MemoryDevice {
         Ok(())
     }
 
-    fn sync(&self) -> io::Result<()> {
+    fn sync(&self, _: Syncer) -> io::Result<()> {
         yield_point();
         Ok(())
     }
@@ -108,7 +108,7 @@ mod tests {
         assert!(device.try_read_at(offset, &mut bytes).unwrap());
         assert_eq!(&bytes, b"abcdefgh\0\0");
         device.discard(offset, ByteCount(4)).unwrap();
-        device.sync().unwrap();
+        device.sync(Syncer::Log).unwrap();
         device.drop_cache().unwrap();
         device.read_at(offset, &mut bytes).unwrap();
         assert_eq!(&bytes, b"\0\0\0\0efgh\0\0");

@@ -10,6 +10,18 @@ use std::io;
 
 use crate::units::{ByteCount, DeviceOffset};
 
+/// Who wants a device synced. Each hears of a failed write-back by itself.
+///
+/// A host tells a failure once to each open file, whoever wrote what was lost. Were there only one, then of two syncs at
+/// the same time one would take the other's failure away, and that one would call durable what is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Syncer {
+    /// Group commit: what was written to the log.
+    Log,
+    /// A checkpoint, or whoever else needs everything durable; one at a time.
+    Checkpoint,
+}
+
 /// What the store asks of a device. All offsets and lengths are in bytes; nothing past `len` is
 /// ever asked for.
 #[expect(clippy::len_without_is_empty, reason = "a device is not a collection; its length is its size")]
@@ -40,12 +52,12 @@ pub trait Device: Send + Sync {
     /// What the operating system said.
     fn write_at(&self, offset: DeviceOffset, slices: &[&[u8]]) -> io::Result<()>;
 
-    /// Makes everything written before the call durable.
+    /// Makes everything written before the call durable. Each syncer has at most one call under way.
     ///
     /// # Errors
-    /// After an error nothing is known of what was not durable before; the call must not be
+    /// What could not be written back since this syncer's last call, whoever else heard of it. After an error nothing is known of what was not durable before; the call must not be
     /// repeated in the hope of better luck.
-    fn sync(&self) -> io::Result<()>;
+    fn sync(&self, by: Syncer) -> io::Result<()>;
 
     /// Makes sure that the range has room on the host, so that writing to it cannot meet ENOSPC.
     ///

@@ -280,7 +280,7 @@ impl Store {
                 Ok(reduction) => reduction,
                 Err(missing) => return Ok(Applied::NeedsPayloads(missing)),
             };
-            let applied = self.run(Caller::Request, |core| {
+            let applied = self.run_taking_ids(&reduction, |core| {
                 let mut there = true;
                 let applied = core.in_its_turn(turn, |core| {
                     there = self.commit_write(core, object, first, &reduction, turn.origin())?.is_some();

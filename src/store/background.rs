@@ -186,6 +186,7 @@ impl Store {
         let surplus = self.core.lock().segments.to_punch(keep, PUNCHES_MAX);
         let mut punched = 0;
         for segment in surplus {
+            let _asking = self.asking_host.lock();
             if !self.core.lock().segments.punch(segment) {
                 continue;
             }
@@ -209,7 +210,8 @@ impl Store {
 
     /// Free segments that stay as they are in an idle pool.
     fn stock_when_idle(&self) -> usize {
-        8 + self.geometry.segments() as usize / 128
+        let for_checkpoints = self.core.lock().stock_for_checkpoints(0);
+        for_checkpoints.max(8) + self.geometry.segments() as usize / 128
     }
 
     /// What was let go of counts only once it is merged. Space comes back without anyone asking, but not by one

@@ -100,6 +100,8 @@ impl Store {
         if !faults.no_sync_before_superblock {
             self.sync_all()?;
         }
+        // Group commit may have heard meanwhile that something was lost.
+        self.core.lock().writable()?;
         let superblock = self.superblock(picture.root.number, picture.root.log_incarnation, root, copy);
         self.write_superblocks(&superblock)?;
         self.sync_all()?;
@@ -358,7 +360,7 @@ impl Core {
     /// Whether a checkpoint is due.
     pub(crate) fn checkpoint_is_due(&self, log_bytes: u64) -> bool {
         let changes = self.block_changes.len().max(self.block_changes.active_len()) + self.node_changes.len();
-        self.cache.dirty_pages() >= self.geometry.dirty_start
+        self.unstored_pages() >= self.geometry.dirty_start
             || self.log.bytes_since_picture >= log_bytes
             || changes >= self.geometry.changes / 2
     }

@@ -1,6 +1,7 @@
 //! Committing: splitting a request into operations, reducing its blocks outside of the lock, and entering each
 //! operation under it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -159,7 +160,7 @@ impl Store {
                 self.core.lock().counters.zero_blocks += count.0;
                 return Ok(WriteOutcome { lsn, zero_blocks, ..WriteOutcome::default() });
             }
-            let committed = self.run(Caller::Request, |core| {
+            let committed = self.run_taking_ids(&reduction, |core| {
                 core.leads()?;
                 self.commit_write(core, object, first, &reduction, origin)
             })?;
@@ -168,6 +169,38 @@ impl Store {
             }
             probing = false;
         }
+    }
+
+    /// As `run`, for what takes ids for the new blocks of a reduction. Where the entries of some cannot be read, it takes
+    /// others: a damaged page of the table must not keep what is new from being written.
+    pub(crate) fn run_taking_ids<T>(
+        &self,
+        reduction: &Reduction,
+        mut attempt: impl FnMut(&mut Core) -> Result<T, Stall>,
+    ) -> Result<T> {
+        loop {
+            match self.run(Caller::Request, &mut attempt) {
+                Err(error) if error.kind() == ErrorKind::Corrupt && self.pass_over_damaged(reduction)? => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Passes over ids that would be given out next and whose entries cannot be read; whether there were any.
+    fn pass_over_damaged(&self, reduction: &Reduction) -> Result<bool> {
+        let stored = reduction.blocks.iter().filter(|block| matches!(block, Reduced::Stored { .. })).count();
+        let upcoming: Vec<BlockId> = self.core.lock().block_ids.upcoming(stored).map(BlockId).collect();
+        let mut found = false;
+        for key in upcoming.into_iter().map(block_page).collect::<BTreeSet<_>>() {
+            match self.run(Caller::Request, |core| core.bring_in(key)) {
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    self.core.lock().block_ids.pass_over(key.number);
+                    found = true;
+                }
+                outcome => outcome?,
+            }
+        }
+        Ok(found)
     }
 
     /// Reduces blocks: patterns, fingerprints, candidates (confirmed in the table), compression.

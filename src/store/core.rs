@@ -29,8 +29,9 @@ use super::table::cache::Cache;
 pub(crate) enum Stall {
     /// A page that must be read first.
     Load(PageKey, PagePointer),
-    /// A segment for which the host must set room aside first.
-    Allocate(SegmentId),
+    /// A segment for which the host must set room aside first; where it has none, so many that it has room for already
+    /// are not for this caller.
+    Allocate { segment: SegmentId, kept: usize },
     /// Room that maintenance must make first.
     Room(Room),
     /// It cannot be done at all.
@@ -61,8 +62,6 @@ pub(crate) struct Objects {
     by_number: FxHashMap<u64, usize>,
     vacant: BTreeSet<usize>,
     dirty: BTreeSet<usize>,
-    /// How many were added since the last picture: the account knows of their pages before these are stored.
-    added: usize,
     /// Number of the next object.
     pub(crate) next: u64,
 }
@@ -101,7 +100,6 @@ impl Objects {
         self.by_number.insert(object.number.0, slot);
         self.slots[slot] = Some(object);
         self.dirty.insert(slot);
-        self.added += 1;
     }
 
     /// An object.
@@ -145,7 +143,6 @@ impl Objects {
 
     /// Takes the picture: slots that have changed since the last.
     pub(crate) fn freeze(&mut self) -> Vec<(u64, Option<ObjectSlot>)> {
-        self.added = 0;
         std::mem::take(&mut self.dirty)
             .into_iter()
             .map(|slot| (slot as u64, self.slots[slot].clone()))
@@ -170,6 +167,8 @@ pub struct PlantedFaults {
     pub wrap_counts: bool,
     /// A leaf that borrows takes over what its lender has while others need the lender, too.
     pub take_over_early: bool,
+    /// Checkpoints and group commit sync as one, so that only one of them hears of a failure.
+    pub one_syncer: bool,
 }
 
 /// Everything under the lock.
@@ -286,9 +285,13 @@ impl Core {
         self.segments.live_bytes() + self.unstored_metadata_bytes()
     }
 
-    /// Bytes that dirty pages and those of new objects will take at most when they are stored.
+    /// Pages that the next checkpoint stores, those of objects twice, as it does.
+    pub(crate) fn unstored_pages(&self) -> usize {
+        self.cache.dirty_pages() + 2 * self.objects.dirty.len()
+    }
+
+    /// Bytes that dirty pages and those of changed objects will take at most when they are stored.
     pub(crate) fn unstored_metadata_bytes(&self) -> u64 {
-        let pages = self.cache.dirty_pages() + 2 * self.objects.added;
-        pages as u64 * 4160
+        self.unstored_pages() as u64 * 4160
     }
 }

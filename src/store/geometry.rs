@@ -115,14 +115,8 @@ impl Geometry {
         let frames = metadata_budget.0 * 7 / 8 / FRAME_BYTES;
         let dirty_limit = (frames / 2).min(pool_bytes / 32 / 4160).max(24);
         let changes = (metadata_budget.0 / 8 / CHANGE_BYTES).min(pool_bytes / 64 / 12).max(CHANGES_MIN);
-        // A checkpoint writes at most every dirty page and about as many directory pages, those twice, and
-        // a root with two generations of changes and all borrowers, also twice. In replay more leaves may borrow than
-        // else; each has two changes at least in the generation of the log.
         let borrowers = changes / CHANGES_PER_BORROWER;
-        let root_bytes = 2 * changes * 12 + changes / 2 * 16;
-        let checkpoint_bytes = dirty_limit * 4160 * 3 / 2 + 64 * 4160 + 2 * root_bytes;
-        let segment_payload = bytes - SEGMENT_HEADER_BYTES as u64 - 4160;
-        let checkpoint_segments = checkpoint_bytes.div_ceil(segment_payload) + 2;
+        let checkpoint_segments = segments_of_checkpoint(dirty_limit, changes, bytes);
         let for_checkpoints = (2 * checkpoint_segments + 4) * bytes;
         // A pool of a few segments could not hold anything.
         let for_collection =
@@ -157,6 +151,13 @@ impl Geometry {
         2 * self.checkpoint_segments + 3
     }
 
+    /// As many for two checkpoints of so many pages and changes.
+    pub(crate) fn segments_for_checkpoints(&self, dirty_pages: usize, changes: usize) -> usize {
+        let segment_bytes = u64::from(self.segment_bytes);
+        let each = segments_of_checkpoint(dirty_pages as u64, changes as u64, segment_bytes);
+        usize::try_from(2 * each + 3).map_or(usize::MAX, |count| count.min(self.log_keeps_free()))
+    }
+
     /// Number of segments.
     pub(crate) fn segments(&self) -> u32 {
         *self.first_segments.last().expect("never empty")
@@ -185,6 +186,15 @@ impl Geometry {
         let start = SUPERBLOCK_AREA_BYTES + index * u64::from(self.segment_bytes);
         Some((device, DeviceOffset(start + u64::from(offset))))
     }
+}
+
+/// Segments that a checkpoint of so many dirty pages and pending changes fills at most. It writes about as many directory
+/// pages as others, those twice, and a root with two generations of changes and all borrowers, also twice. In replay more
+/// leaves may borrow than else; each has two changes at least in the generation of the log.
+fn segments_of_checkpoint(dirty_pages: u64, changes: u64, segment_bytes: u64) -> u64 {
+    let root_bytes = 2 * changes * 12 + changes / 2 * 16;
+    let bytes = dirty_pages * 4160 * 3 / 2 + 64 * 4160 + 2 * root_bytes;
+    bytes.div_ceil(segment_bytes - SEGMENT_HEADER_BYTES as u64 - 4160) + 2
 }
 
 const _: () = assert!(BLOCK_BYTES == 4096);

@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::device::Syncer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::SYNC_UNIT_BYTES;
 use crate::format::batch::{BATCH_HEADER_BYTES, BatchHeader, BatchKind};
@@ -322,7 +323,7 @@ impl Store {
         let before = self.environment.clock.monotonic();
         for (index, device) in self.devices.iter().enumerate() {
             if devices & (1 << index) != 0 {
-                device.sync().map_err(|error| {
+                device.sync(Syncer::Log).map_err(|error| {
                     let what = format!("syncing {}", device.name());
                     self.stop(&Error::caused(ErrorKind::Device, what, error))
                 })?;
@@ -337,10 +338,12 @@ impl Store {
         Ok(())
     }
 
-    /// Syncs every device, whatever was written.
+    /// Syncs every device, whatever was written; the caller holds the maintenance role, or nobody else knows the store
+    /// yet.
     pub(crate) fn sync_all(&self) -> Result<()> {
+        let by = if self.options.faults.one_syncer { Syncer::Log } else { Syncer::Checkpoint };
         for device in &self.devices {
-            device.sync().map_err(|error| {
+            device.sync(by).map_err(|error| {
                 Error::caused(ErrorKind::Device, format!("syncing {}", device.name()), error)
             })?;
         }

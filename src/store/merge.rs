@@ -181,12 +181,12 @@ pub(crate) enum Releases {
 }
 
 /// Whether a sealed change that `error` keeps from its page may be left out. A decrement may: what it would have
-/// freed stays. An increment may only where the page is gone for good: on a page that can be read again it would
+/// freed stays. So may what comes to nothing, which is there because the block may be free now. An increment may only where the page is gone for good: on a page that can be read again it would
 /// be missing, and something would be freed too early.
 fn may_be_forgotten(error: &Error, change: Change) -> bool {
     match error.kind() {
         ErrorKind::Corrupt => true,
-        ErrorKind::Device => change.delta < 0,
+        ErrorKind::Device => change.delta <= 0,
         _ => false,
     }
 }

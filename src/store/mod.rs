@@ -86,6 +86,8 @@ pub struct Store {
     changed: Condition,
     index: FingerprintIndex,
     scrub: Mutex<scrub::Scrub>,
+    /// Held while the host is asked for room for a segment, and while one is given back to it: what came last is so.
+    asking_host: Mutex<()>,
     /// Figures that need no lock.
     figures: Figures,
 }

@@ -235,9 +235,16 @@ impl Core {
     pub(crate) fn check_room(&self, needs: &Needs, bytes: u64, claim: Claim) -> Result<(), Stall> {
         let changes = self.block_changes.len() + self.node_changes.len();
         if changes + needs.changes > self.geometry.changes
-            || self.cache.dirty_pages() + needs.pages > self.geometry.dirty_limit
+            || self.unstored_pages() + needs.pages > self.geometry.dirty_limit
         {
             return Err(Stall::Room(Room::Memory));
+        }
+        // Snapshots wait for no device, and hold up no checkpoint that writes have room for.
+        if matches!(claim, Claim::Write | Claim::Trim)
+            && self.segments.ready() < self.stock_for_checkpoints(needs.pages)
+            && let Some(segment) = self.segments.not_ready()
+        {
+            return Err(Stall::Allocate { segment, kept: usize::MAX });
         }
         let limit = match claim {
             Claim::Write => self.geometry.usable_bytes,

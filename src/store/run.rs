@@ -47,7 +47,7 @@ impl Store {
             };
             let seen_to = match stall {
                 Stall::Load(key, pointer) => self.load(key, &pointer, &mut pinned),
-                Stall::Allocate(segment) => self.note_room(self.allocate(segment)),
+                Stall::Allocate { segment, kept } => self.note_room(self.allocate(segment, kept)),
                 Stall::Room(room) => {
                     // Waiting must hold nothing: what was brought in may go.
                     self.unpin(&mut pinned);
@@ -141,8 +141,13 @@ impl Store {
         Ok((&*self.devices[device], offset))
     }
 
-    /// Lets the host set room aside for a segment.
-    fn allocate(&self, segment: SegmentId) -> Result<()> {
+    /// Lets the host set room aside for a segment. Where it has none, that is well as long as more than `kept` others
+    /// have room already.
+    fn allocate(&self, segment: SegmentId, kept: usize) -> Result<()> {
+        let _asking = self.asking_host.lock();
+        if !self.core.lock().segments.wants_room(segment) {
+            return Ok(());
+        }
         let (device, offset) = self.place(segment, 0)?;
         let len = ByteCount(u64::from(self.geometry.segment_bytes));
         let Err(error) = device.allocate(offset, len) else {
@@ -153,8 +158,7 @@ impl Store {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
             _ => ErrorKind::Device,
         };
-        if kind == ErrorKind::NoSpace && self.core.lock().segments.host_is_full() {
-            // It was only asked so that wear stays even; there is one that needs no more room.
+        if kind == ErrorKind::NoSpace && self.core.lock().segments.room_refused(segment) > kept {
             return Ok(());
         }
         Err(Error::caused(kind, format!("making room for a segment on {}", device.name()), error))

@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use self::medium::{Medium, SECTOR_BYTES};
 pub use self::plan::{Fault, FaultPlan, IoCounts, WorldStopped};
 use self::plan::{IoKind, Verdict};
-use super::{Device, slices_len, within};
+use super::{Device, Syncer, slices_len, within};
 use crate::sync::yield_point;
 use crate::units::{BLOCK_BYTES, ByteCount, DeviceOffset};
 
@@ -39,6 +39,8 @@ struct State {
     medium: Medium,
     /// Pages that the host has for this disk.
     room_pages: u64,
+    /// Who has not heard yet of a sync that failed for somebody else.
+    untold: Option<Syncer>,
 }
 
 /// A disk as it was at one moment. Shares its content with the disk until either changes.
@@ -54,7 +56,7 @@ impl FaultyDisk {
     /// machine: they count together and stop together.
     #[must_use]
     pub fn new(name: impl Into<String>, len: ByteCount, seed: u64, plan: Arc<FaultPlan>) -> FaultyDisk {
-        let state = State { medium: Medium::new(len.0, seed), room_pages: u64::MAX };
+        let state = State { medium: Medium::new(len.0, seed), room_pages: u64::MAX, untold: None };
         FaultyDisk { name: name.into(), len, plan, state: Mutex::new(state) }
     }
 
@@ -79,13 +81,17 @@ impl FaultyDisk {
     /// The power is cut and comes back: unsynced sectors are kept, lost or torn, the cache is gone,
     /// and a stopped world goes on. For a machine of several disks, to be called for each.
     pub fn crash(&self) {
-        self.state().medium.crash();
+        let mut state = self.state();
+        state.medium.crash();
+        state.untold = None;
+        drop(state);
         self.plan.restart();
     }
 
     /// The process dies and is started again: the page cache has kept everything, synced or not, and
     /// a stopped world goes on.
     pub fn kill_process(&self) {
+        self.state().untold = None;
         self.plan.restart();
     }
 
@@ -241,7 +247,7 @@ impl Device for FaultyDisk {
         }
     }
 
-    fn sync(&self) -> io::Result<()> {
+    fn sync(&self, by: Syncer) -> io::Result<()> {
         yield_point();
         let verdict = self.plan.begin(IoKind::Sync)?;
         let end = self.state().medium.next_change();
@@ -260,6 +266,12 @@ impl Device for FaultyDisk {
             }
             Verdict::Strike(_) => {
                 state.medium.fail_sync(end);
+                state.untold = Some(if by == Syncer::Log { Syncer::Checkpoint } else { Syncer::Log });
+                Err(Errno::IO.into())
+            }
+            Verdict::Go if state.untold == Some(by) => {
+                state.medium.fail_sync(end);
+                state.untold = None;
                 Err(Errno::IO.into())
             }
             Verdict::Go => {

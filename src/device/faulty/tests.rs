@@ -102,7 +102,7 @@ impl Model {
             }
             Step::Allocate { offset, len } => disk.allocate(at(offset), ByteCount(len as u64)).unwrap(),
             Step::Sync => {
-                disk.sync().unwrap();
+                disk.sync(Syncer::Log).unwrap();
                 self.sync();
             }
             Step::DropCache => disk.drop_cache().unwrap(),
@@ -161,7 +161,7 @@ proptest! {
 fn sixteen_unsynced(seed: u64) -> FaultyDisk {
     let disk = disk(seed);
     write(&disk, 0, &[1; 16 * SECTOR]).unwrap();
-    disk.sync().unwrap();
+    disk.sync(Syncer::Log).unwrap();
     for sector in 0..16 {
         write(&disk, sector * SECTOR as u64, &[2; SECTOR]).unwrap();
     }
@@ -221,7 +221,7 @@ fn one_write_may_be_kept_in_part_and_an_old_version_may_stay() {
 fn a_killed_process_loses_nothing() {
     let disk = sixteen_unsynced(1);
     disk.plan().stop_after(0);
-    let error = disk.sync().unwrap_err();
+    let error = disk.sync(Syncer::Log).unwrap_err();
     assert!(WorldStopped::is_cause_of(&error));
     disk.kill_process();
     assert_eq!(sixteen_fates(&disk), "nnnnnnnnnnnnnnnn");
@@ -236,7 +236,7 @@ fn the_world_stops_at_any_io_for_all_disks() {
             let offset = DeviceOffset(round as u64 * 4096);
             disk.allocate(offset, ByteCount(4096))?;
             disk.write_at(offset, &[&[7; 4096]])?;
-            disk.sync()?;
+            disk.sync(Syncer::Log)?;
             disk.read_at(offset, &mut [0; 16])?;
             disk.try_read_at(offset, &mut [0; 16])?;
             disk.discard(offset, ByteCount(4096))?;
@@ -260,7 +260,11 @@ fn the_world_stops_at_any_io_for_all_disks() {
         assert_eq!((plan.counts().total(), plan.is_stopped()), (stop + 1, true));
         for disk in &disks {
             assert!(disk.read_at(DeviceOffset(0), &mut [0]).is_err());
-            assert!(write(disk, 0, &[1]).is_err() && disk.sync().is_err() && disk.drop_cache().is_err());
+            assert!(
+                write(disk, 0, &[1]).is_err()
+                    && disk.sync(Syncer::Log).is_err()
+                    && disk.drop_cache().is_err()
+            );
             assert!(disk.allocate(DeviceOffset(0), ByteCount(1)).is_err());
             assert!(disk.discard(DeviceOffset(0), ByteCount(1)).is_err());
         }
@@ -301,10 +305,10 @@ fn a_failed_sync_shows_what_it_lost_until_the_cache_is_dropped() {
     for seed in 0..200 {
         let disk = sixteen_unsynced(seed);
         disk.plan().inject(Fault::FailSync, 0);
-        assert!(is_eio(&disk.sync().unwrap_err()));
+        assert!(is_eio(&disk.sync(Syncer::Log).unwrap_err()));
         assert_eq!(sixteen_fates(&disk), "nnnnnnnnnnnnnnnn");
         // The second try succeeds, and has saved nothing.
-        disk.sync().unwrap();
+        disk.sync(Syncer::Log).unwrap();
         disk.drop_cache().unwrap();
         let fates = sixteen_fates(&disk);
         assert_ne!(fates, "nnnnnnnnnnnnnnnn");
@@ -337,7 +341,7 @@ fn a_lost_write_shows_only_in_the_cache() {
     write(&disk, 0, &[1; 4096]).unwrap();
     disk.plan().inject(Fault::LoseWrite, 0);
     write(&disk, 0, &[2; 4096]).unwrap();
-    disk.sync().unwrap();
+    disk.sync(Syncer::Log).unwrap();
     assert_eq!(read(&disk, 0, 4096), [2; 4096]);
     disk.drop_cache().unwrap();
     assert_eq!(read(&disk, 0, 4096), [1; 4096]);
@@ -348,11 +352,11 @@ fn a_misdirected_write_is_found_elsewhere() {
     for seed in 0..50 {
         let disk = disk(seed);
         write(&disk, 8192, &[1; 4096]).unwrap();
-        disk.sync().unwrap();
+        disk.sync(Syncer::Log).unwrap();
         disk.plan().inject(Fault::MisdirectWrite, 0);
         write(&disk, 8192, &[2; 4096]).unwrap();
         assert_eq!(read(&disk, 8192, 4096), [2; 4096]);
-        disk.sync().unwrap();
+        disk.sync(Syncer::Log).unwrap();
         disk.drop_cache().unwrap();
         let whole = read(&disk, 0, length_of_disk());
         let start = whole.iter().position(|byte| *byte == 2).expect("it went somewhere");
@@ -372,14 +376,14 @@ fn a_misdirected_write_is_found_elsewhere() {
 fn a_flipped_bit_shows_unless_newer_bytes_hide_it() {
     let disk = disk(5);
     write(&disk, 0, &[0; 4096]).unwrap();
-    disk.sync().unwrap();
+    disk.sync(Syncer::Log).unwrap();
     disk.flip_bit(DeviceOffset(100), 3);
     assert_eq!(read(&disk, 99, 3), [0, 8, 0]);
     write(&disk, 200, &[1]).unwrap();
     disk.flip_bit(DeviceOffset(200), 7);
     assert_eq!(read(&disk, 200, 1), [1]);
     assert_eq!(stable(&disk)[200], 0x80);
-    disk.sync().unwrap();
+    disk.sync(Syncer::Log).unwrap();
     disk.drop_cache().unwrap();
     assert_eq!(read(&disk, 200, 1), [1]);
 }
@@ -423,7 +427,7 @@ fn a_discard_leaves_anything_there_and_nothing_beside() {
     for seed in 0..100 {
         let disk = disk(seed);
         write(&disk, 0, &[1; 16_384]).unwrap();
-        disk.sync().unwrap();
+        disk.sync(Syncer::Log).unwrap();
         disk.discard(DeviceOffset(4000), ByteCount(8192)).unwrap();
         let shown = read(&disk, 0, 16_384);
         assert!(shown[..4000].iter().chain(&shown[12_192..]).all(|byte| *byte == 1));
@@ -468,7 +472,7 @@ fn a_sync_does_not_cover_what_is_written_while_it_runs() {
         let disk = disk(seed);
         let (synced, written_meanwhile) = (AtomicBool::new(false), AtomicBool::new(false));
         let sync = || {
-            disk.sync().unwrap();
+            disk.sync(Syncer::Log).unwrap();
             synced.store(true, Ordering::SeqCst);
         };
         let put = || {
@@ -491,7 +495,7 @@ fn a_snapshot_is_gone_back_to_under_other_seeds() {
     let disk = sixteen_unsynced(1);
     let snapshot = disk.snapshot();
     write(&disk, 0, &[3; 8192]).unwrap();
-    disk.sync().unwrap();
+    disk.sync(Syncer::Log).unwrap();
     let mut fates = BTreeSet::new();
     for seed in 0..100 {
         let again = FaultyDisk::from_snapshot(&snapshot, FaultPlan::new());

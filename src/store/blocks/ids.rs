@@ -5,12 +5,12 @@
 //! taken instead, so that a commit never searches. An id that was freed is in *quarantine* until the
 //! checkpoint that freed it is durable.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use roaring::RoaringTreemap;
 
 use crate::format::bytes::{get_u64, set_u64};
-use crate::format::page::{FREED_BITS_PER_PAGE, PageKey, Table};
+use crate::format::page::{BLOCK_ENTRIES_PER_PAGE, FREED_BITS_PER_PAGE, PageKey, Table};
 
 use super::super::core::{Core, Stall};
 
@@ -40,6 +40,8 @@ pub(crate) struct IdSpace {
     run: VecDeque<u64>,
     run_page: Option<PageKey>,
     cursor: u64,
+    /// Pages of what the ids stand for that cannot be read: no id of theirs is given out.
+    passed_over: BTreeSet<u64>,
     freed_lately: RoaringTreemap,
     freed_in_picture: RoaringTreemap,
     /// Test switch: gives freed ids out at once.
@@ -62,6 +64,7 @@ impl IdSpace {
             run: VecDeque::new(),
             run_page: None,
             cursor: 0,
+            passed_over: BTreeSet::new(),
             freed_lately: RoaringTreemap::new(),
             freed_in_picture: RoaringTreemap::new(),
             no_quarantine: false,
@@ -81,6 +84,21 @@ impl IdSpace {
         let run: Vec<u64> = self.run.iter().copied().take(count).collect();
         let fresh = self.high_water..self.high_water + (count - run.len()) as u64;
         run.into_iter().chain(fresh)
+    }
+
+    fn is_passed_over(&self, id: u64) -> bool {
+        self.passed_over.contains(&(id / BLOCK_ENTRIES_PER_PAGE))
+    }
+
+    /// Gives out no id of a page of the block table any more, until the pool is opened again. Those that were never given
+    /// out are lost to it until a repair.
+    pub(crate) fn pass_over(&mut self, page: u64) {
+        self.passed_over.insert(page);
+        let ids = page * BLOCK_ENTRIES_PER_PAGE..(page + 1) * BLOCK_ENTRIES_PER_PAGE;
+        self.run.retain(|id| !ids.contains(id));
+        if ids.contains(&self.high_water) {
+            self.high_water = ids.end;
+        }
     }
 
     /// The picture has been taken: what was freed up to now becomes free for good with this checkpoint.
@@ -146,7 +164,7 @@ impl Core {
             }
         }
         let space = self.space(which);
-        ids.retain(|id| !space.in_quarantine(*id));
+        ids.retain(|id| !space.in_quarantine(*id) && !space.is_passed_over(*id));
         space.run = ids.into();
         let before = space.run_page.replace(key);
         self.cache.pin(key);

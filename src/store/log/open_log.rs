@@ -285,8 +285,10 @@ impl OpenLog {
     fn begin_batch(&mut self) {
         let offset = self.start_of_next();
         self.align_next = false;
+        let begun_at = self.position.offset;
         self.position.offset = offset + BATCH_HEADER_BYTES as u32;
-        self.bytes_since_picture += BATCH_HEADER_BYTES as u64;
+        // With the gap: what an opening has to pass over is to be bounded, however little each batch holds.
+        self.bytes_since_picture += u64::from(self.position.offset - begun_at);
         self.batch = Some(OpenBatch {
             segment: self.position.segment,
             offset,
@@ -325,11 +327,23 @@ impl Core {
         if self.segments.free() <= keep {
             return Err(Stall::Room(Room::Segments));
         }
+        let kept = if keep > 0 { self.stock_for_checkpoints(0) } else { 0 };
         match self.segments.next_free(rest) {
-            Allotment::Ready(_) => Ok(()),
-            Allotment::NeedsRoom(segment) => Err(Stall::Allocate(segment)),
+            Allotment::Ready(_) => match self.segments.not_ready() {
+                Some(segment) if self.segments.ready() <= kept => Err(Stall::Allocate { segment, kept }),
+                _ => Ok(()),
+            },
+            Allotment::NeedsRoom(segment) => Err(Stall::Allocate { segment, kept }),
             Allotment::None => Err(Stall::Room(Room::Segments)),
         }
+    }
+
+    /// Segments that are free and that the host has room for, as many as the next checkpoints may need: one as things
+    /// stand and with so many pages more, and the one that a later opening begins with. A checkpoint cannot wait until
+    /// the host has room again.
+    pub(crate) fn stock_for_checkpoints(&self, more_pages: usize) -> usize {
+        let changes = self.block_changes.len() + self.node_changes.len();
+        self.geometry.segments_for_checkpoints(self.unstored_pages() + more_pages, changes)
     }
 
     /// Takes the next free segment, which `prepare_segment` has made sure of.
@@ -376,8 +390,9 @@ impl Core {
             self.log.close_batch();
             if !self.log.fits_segment(frame_len, segment_bytes) {
                 let behind = self.take_segment(SegmentKind::Log, false);
-                let LogPosition { segment, successor, .. } = self.log.position;
+                let LogPosition { segment, offset, successor } = self.log.position;
                 self.segments.close(segment);
+                self.log.bytes_since_picture += u64::from(segment_bytes.saturating_sub(offset));
                 self.enter_segment(successor, behind);
             }
             self.log.begin_batch();

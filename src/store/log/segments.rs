@@ -33,6 +33,9 @@ struct Segment {
     entry: SegmentEntry,
     usage: Use,
     readers: u32,
+    /// The host was asked for room for it since the pool was opened, and has had it since. What a picture says may be
+    /// older than a hole.
+    has_room: bool,
 }
 
 /// How far the search for the full segment that is worn least has come.
@@ -48,8 +51,10 @@ struct Search {
 pub(crate) struct SegmentTable {
     segment_bytes: u32,
     segments: Vec<Segment>,
-    /// Free and with room set aside on the host: by wear.
+    /// Free and, as far as is known, with room set aside on the host: by wear.
     free_written: BTreeSet<(u32, u32)>,
+    /// Of those, so many for which the host was asked.
+    ready: usize,
     /// Free, and a hole on the host: by wear.
     free_punched: BTreeSet<(u32, u32)>,
     dirty_pages: BTreeSet<u64>,
@@ -80,13 +85,14 @@ pub(crate) enum Allotment {
 impl SegmentTable {
     /// A table of `count` segments of `segment_bytes` each, all free, none with room on the host.
     pub(crate) fn new(count: u32, segment_bytes: u32) -> SegmentTable {
-        let blank = Segment { entry: SegmentEntry::default(), usage: Use::Free, readers: 0 };
+        let blank = Segment { entry: SegmentEntry::default(), usage: Use::Free, readers: 0, has_room: false };
         let mut wear = WearTally::default();
         (0..count).for_each(|_| wear.add(0));
         SegmentTable {
             segment_bytes,
             segments: vec![blank; count as usize],
             free_written: BTreeSet::new(),
+            ready: 0,
             free_punched: (0..count).map(|segment| (0, segment)).collect(),
             dirty_pages: BTreeSet::new(),
             live_bytes: 0,
@@ -114,6 +120,19 @@ impl SegmentTable {
     /// Segments that may be taken.
     pub(crate) fn free(&self) -> usize {
         self.free_written.len() + self.free_punched.len()
+    }
+
+    /// Of the segments that may be taken, those that the host is known to have room for.
+    pub(crate) fn ready(&self) -> usize {
+        self.ready
+    }
+
+    /// A segment that may be taken, and for which the host is to be asked: one that it may have room for already, before
+    /// a hole.
+    pub(crate) fn not_ready(&self) -> Option<SegmentId> {
+        let free = || self.free_written.iter().chain(&self.free_punched).map(|(_, segment)| *segment);
+        let found = (self.ready < self.free()).then(free)?.find(|it| !self.segments[*it as usize].has_room);
+        found.map(SegmentId)
     }
 
     /// Bytes that something refers to, in all segments.
@@ -174,7 +193,10 @@ impl SegmentTable {
     /// for long, gets the most worn of those that the host has room for.
     pub(crate) fn next_free(&self, rest: bool) -> Allotment {
         let written = if rest { self.free_written.last() } else { self.free_written.first() };
-        let ready = |(_, segment): &(u32, u32)| Allotment::Ready(SegmentId(*segment));
+        let ready = |(_, segment): &(u32, u32)| match self.segments[*segment as usize].has_room {
+            true => Allotment::Ready(SegmentId(*segment)),
+            false => Allotment::NeedsRoom(SegmentId(*segment)),
+        };
         let punched = |(_, segment): &(u32, u32)| Allotment::NeedsRoom(SegmentId(*segment));
         match (written, self.free_punched.first()) {
             (Some(one), Some(other)) => {
@@ -193,23 +215,37 @@ impl SegmentTable {
         ends.is_some_and(|(least, most)| most.0 > least.0.saturating_add(self.wear.drift_allowed()))
     }
 
-    /// The host has set room aside for a free segment.
+    /// The host has set room aside for a free segment that wanted it.
     pub(crate) fn room_found(&mut self, segment: SegmentId) {
         self.touch(segment);
         self.host_is_full = false;
         let erases = self.change(segment, |slot| {
             slot.entry.allocated = true;
+            slot.has_room = true;
             slot.entry.erases
         });
-        if self.free_punched.remove(&(erases, segment.0)) {
-            self.free_written.insert((erases, segment.0));
-        }
+        self.free_punched.remove(&(erases, segment.0));
+        self.free_written.insert((erases, segment.0));
+        self.ready += 1;
     }
 
-    /// The host has no room for a segment; whether another is free that needs none.
-    pub(crate) fn host_is_full(&mut self) -> bool {
+    /// Whether a segment may be taken once the host was asked for room for it.
+    pub(crate) fn wants_room(&self, segment: SegmentId) -> bool {
+        let slot = &self.segments[segment.0 as usize];
+        let key = (slot.entry.erases, segment.0);
+        !slot.has_room && (self.free_written.contains(&key) || self.free_punched.contains(&key))
+    }
+
+    /// The host has no room for a segment; how many are free that need none.
+    pub(crate) fn room_refused(&mut self, segment: SegmentId) -> usize {
         self.host_is_full = true;
-        !self.free_written.is_empty()
+        let (erases, has_room) = (self.entry(segment).erases, self.segments[segment.0 as usize].has_room);
+        if !has_room && self.free_written.remove(&(erases, segment.0)) {
+            self.touch(segment);
+            self.change(segment, |slot| slot.entry.allocated = false);
+            self.free_punched.insert((erases, segment.0));
+        }
+        self.ready
     }
 
     /// Takes a free segment; its erase count, this use included.
@@ -217,6 +253,7 @@ impl SegmentTable {
         let worn = (self.entry(segment).erases, segment.0);
         let was_free = self.free_written.remove(&worn) | self.free_punched.remove(&worn);
         assert!(was_free, "segment {segment} is taken while it is in use");
+        self.ready -= usize::from(self.segments[segment.0 as usize].has_room);
         self.open += 1;
         self.touch(segment);
         if let Some(changes) = &mut self.since_picture {
@@ -274,6 +311,7 @@ impl SegmentTable {
     fn add_free(&mut self, segment: SegmentId, entry: &SegmentEntry) {
         let free = if entry.allocated { &mut self.free_written } else { &mut self.free_punched };
         free.insert((entry.erases, segment.0));
+        self.ready += usize::from(self.segments[segment.0 as usize].has_room);
     }
 
     /// Free segments with room on the host beyond `keep`, at most `count_max` of them: to be given back to it, the
@@ -289,7 +327,11 @@ impl SegmentTable {
         let free = self.free_written.remove(&key);
         if free {
             self.touch(segment);
-            self.change(segment, |slot| slot.entry.allocated = false);
+            self.ready -= usize::from(self.segments[segment.0 as usize].has_room);
+            self.change(segment, |slot| {
+                slot.entry.allocated = false;
+                slot.has_room = false;
+            });
         }
         free
     }
@@ -489,22 +531,26 @@ impl SegmentTable {
     pub(crate) fn classify(&mut self, in_log: impl Fn(SegmentId) -> bool) {
         self.free_written.clear();
         self.free_punched.clear();
+        self.ready = 0;
         self.open = 0;
         for segment in (0..self.count()).map(SegmentId) {
             let in_log = in_log(segment);
-            let (usage, kind_before, entry) = self.change(segment, |slot| {
+            let (usage, kind_before, entry, was_damaged) = self.change(segment, |slot| {
                 let kind_before = slot.entry.kind;
                 slot.usage = match slot.entry.live_bytes {
                     _ if in_log => Use::Open,
                     0 => Use::Free,
                     _ => Use::Full,
                 };
+                let was_damaged = slot.entry.damaged;
                 if slot.usage == Use::Free {
                     slot.entry.kind = SegmentKind::Free;
+                    // What could not be read in it is gone.
+                    slot.entry.damaged = false;
                 }
-                (slot.usage, kind_before, slot.entry)
+                (slot.usage, kind_before, slot.entry, was_damaged)
             });
-            if entry.kind != kind_before {
+            if entry.kind != kind_before || entry.damaged != was_damaged {
                 self.touch(segment);
             }
             match usage {

@@ -213,6 +213,7 @@ impl Store {
             changed: Condition::new(),
             index,
             scrub: Mutex::default(),
+            asking_host: Mutex::new(()),
             figures: Figures::default(),
         })
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashSet;
 
-use crate::device::Device;
+use crate::device::{Device, Syncer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::batch::Batch;
 use crate::format::objects::{SegmentEntry, decode_slot};
@@ -90,7 +90,7 @@ impl Store {
     ) -> Result<(Store, CheckpointRoot)> {
         for device in &devices {
             // After a failed sync the page cache may show what is not on the disk.
-            let fresh = device.sync().and_then(|()| device.drop_cache());
+            let fresh = device.sync(Syncer::Checkpoint).and_then(|()| device.drop_cache());
             fresh.map_err(|error| {
                 Error::caused(ErrorKind::Device, format!("syncing {}", device.name()), error)
             })?;

@@ -193,7 +193,7 @@ impl Cache {
 
     /// Two clean pages go for one that comes while the cache is over its capacity, so that it shrinks again.
     fn make_room(&mut self) {
-        let mut evictions = match self.places.len() {
+        let mut evictions = match self.places.len() + self.frozen.len() {
             held if held < self.capacity => return,
             held if held == self.capacity => 1,
             _ => 2,
