@@ -121,6 +121,7 @@ fn bad_values_are_refused_with_their_fields() {
         (restore, json!({"target_volume_id": "w", "name": "x"})),
         ("/api/v1/cluster/peers", json!({"node_id": "n", "url": "ftp://x"})),
         ("/api/v1/cluster/peers", json!({"node_id": "n"})),
+        ("/api/v1/cluster/peers", json!({"node_id": "", "url": "http://node-2:8000"})),
         ("/api/v1/cluster/failover", json!({"target_node": 1})),
         ("/api/v1/cluster/heartbeat", json!({"source_node": "n", "timestamp": "now"})),
     ] {

@@ -143,7 +143,7 @@ pub fn restore_snapshot(body: &[u8]) -> Result<RestoreSnapshot, Problem> {
 /// A 400 that names every wrong field.
 pub fn add_peer(body: &[u8]) -> Result<AddPeer, Problem> {
     let mut fields = Fields::parse(body)?;
-    let node_id = fields.required("node_id", text);
+    let node_id = fields.required("node_id", node_name);
     let url = fields.required("url", http_url);
     fields.finish()?;
     match (node_id, url) {
@@ -374,6 +374,11 @@ fn text_map(value: Value) -> Result<BTreeMap<String, String>, &'static str> {
 fn texts(value: Value) -> Result<Vec<String>, &'static str> {
     let Value::Array(values) = value else { return Err("must be an array of strings") };
     values.into_iter().map(|value| text(value).map_err(|_| "must be an array of strings")).collect()
+}
+
+fn node_name(value: Value) -> Result<String, &'static str> {
+    let name = text(value)?;
+    if (1..=255).contains(&name.chars().count()) { Ok(name) } else { Err("must have 1 to 255 characters") }
 }
 
 fn http_url(value: Value) -> Result<String, &'static str> {
