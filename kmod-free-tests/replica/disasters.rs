@@ -7,6 +7,7 @@ use crate::http::send;
 use crate::world::World;
 use crate::world::base64;
 use crate::world::both;
+use crate::world::member;
 use crate::world::members;
 use crate::world::read;
 use crate::world::until;
@@ -86,6 +87,59 @@ fn a_node_that_was_taken_out_stands_alone_once_it_forgets_and_can_join_again_whi
     let verified = world.cluster("b", &["verify"]);
     assert_eq!(verified.status.code(), Some(0), "{}", both(&verified));
     assert_eq!(read(b, 4096), base64("in the cluster"));
+}
+
+#[test]
+fn p7_a_pool_of_a_cluster_is_served_alone_only_when_told_so_and_never_taken_back_as_a_part_of_it() {
+    let mut world = World::formed();
+    assert_eq!(write(world.url("a"), 0, "on both"), 200);
+    let told = world.refused("b", &["--forget-cluster"]);
+    assert_eq!(told.status.code(), Some(11), "it is in use: {}", both(&told));
+    assert!(world.take("b").terminate().success());
+    let told = world.refused("b", &["--forget-cluster"]);
+    assert_eq!(told.status.code(), Some(11), "{}", both(&told));
+    assert!(both(&told).contains("this node is in a cluster"), "{}", both(&told));
+
+    let (directory, kept) = (world.path("b").join("cluster"), world.path("kept"));
+    std::fs::rename(&directory, &kept).unwrap();
+    let refused = world.refused("b", &[]);
+    assert_eq!(refused.status.code(), Some(11), "{}", both(&refused));
+    assert!(both(&refused).contains("--forget-cluster"), "{}", both(&refused));
+    let alone = world.start("b", &["--forget-cluster"]);
+    assert_eq!(get(&alone.url, "/api/v1/cluster/status").json()["state"], "standalone");
+    assert_eq!(read(&alone.url, 0), base64("on both"));
+    assert_eq!(write(&alone.url, 4096, "alone"), 200);
+    assert!(alone.terminate().success());
+    let again = world.start("b", &[]);
+    assert_eq!(read(&again.url, 4096), base64("alone"));
+    assert!(again.terminate().success());
+
+    std::fs::rename(&kept, &directory).unwrap();
+    world.restart("b");
+    until("the primary has said what it thinks of that", || {
+        member(world.url("a"), "b")["error"].as_str().is_some_and(|error| error.contains("split brain"))
+    });
+    assert_eq!(members(world.url("a"))["in_sync"], json!(["a"]));
+    // What it took alone is still there for whoever wants it.
+    assert_eq!(world.cluster("a", &["remove", "b", "--yes"]).status.code(), Some(0));
+    until("it hears nobody, and forgets", || {
+        world.cluster("b", &["forget", "--yes"]).status.code() == Some(0)
+    });
+    assert_eq!(read(world.url("b"), 4096), base64("alone"));
+}
+
+#[test]
+fn p7_a_node_that_has_lost_its_votes_does_not_take_part_under_its_number() {
+    let mut world = World::formed();
+    world.take("b").kill();
+    let votes = world.path("b").join("cluster").join("control.redb");
+    std::fs::rename(&votes, world.path("kept")).unwrap();
+    let refused = world.refused("b", &[]);
+    assert_eq!(refused.status.code(), Some(14), "{}", both(&refused));
+    assert!(both(&refused).contains("sinter cluster remove"), "{}", both(&refused));
+    std::fs::rename(world.path("kept"), &votes).unwrap();
+    world.restart("b");
+    world.until_in_sync("a");
 }
 
 #[test]

@@ -72,6 +72,9 @@ pub struct Serve {
     /// Joining, give up what the pool here holds
     #[arg(long)]
     discard_local_data: bool,
+    /// Serve a pool alone that belongs to a cluster, with what it holds: for a node whose data directory is lost
+    #[arg(long, conflicts_with_all = ["join", "witness"])]
+    forget_cluster: bool,
     /// Take part in the decisions of a cluster, and keep no data
     #[arg(long)]
     witness: bool,
@@ -120,6 +123,7 @@ pub fn run(serve: Serve) -> Outcome {
         volumes: serve.volumes,
         join: serve.join,
         discard_local_data: serve.discard_local_data,
+        forget_cluster: serve.forget_cluster,
         witness: serve.witness,
     };
     daemon::serve(options, |serving| output::announce(&announcement(serving)))

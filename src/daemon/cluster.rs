@@ -28,6 +28,7 @@ use crate::replica::cluster::JoinPlan;
 use crate::replica::cluster::LocalServer;
 use crate::replica::cluster::LocalServers;
 use crate::replica::cluster::Passage;
+use crate::replica::epochs;
 use crate::replica::identity::PeerRole;
 use crate::replica::identity::Token;
 use crate::replica::link;
@@ -124,6 +125,42 @@ pub(super) fn join(
     })?;
     tracing::info!("joined as node {}", joined.node.0);
     Ok(PoolWish { pool: joined.pool, anew: true })
+}
+
+/// Refuses to serve a pool alone that belongs to a cluster, unless that is to be forgotten: its writes would be taken
+/// for the cluster's own when it comes back there.
+///
+/// # Errors
+/// `Busy`; as `epochs::stand_alone`.
+pub(super) fn check_stands_alone(
+    store: &Store,
+    options: &ClusterOptions,
+    forget: bool,
+    environment: &Environment,
+) -> Outcome {
+    if !epochs::belongs_to_cluster(store) {
+        return Ok(());
+    }
+    let place = options.directory.display();
+    if store.syncing() {
+        let what = format!(
+            "the pool belongs to a cluster and its copy is not whole, and {place}, which says how to reach it, is missing"
+        );
+        return Err(Failure::new(ErrorKind::Busy, what).hint(
+            "give the --data-dir of this node; where that is lost, --join TOKEN --discard-local-data makes a new node",
+        ));
+    }
+    if !forget {
+        let what =
+            format!("the pool belongs to a cluster, and {place}, which says how to reach it, is missing");
+        return Err(Failure::new(ErrorKind::Busy, what).hint(
+            "give the --data-dir of this node; where that is lost, --forget-cluster does what `sinter cluster forget` \
+             does: the array stands alone, with what this node holds",
+        ));
+    }
+    epochs::stand_alone(store, &*environment.random).map_err(|error| error.context("leaving the cluster"))?;
+    tracing::warn!("this array has left its cluster, and stands alone");
+    Ok(())
 }
 
 /// A token, or the one in the file behind `@`.

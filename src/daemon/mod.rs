@@ -106,6 +106,8 @@ pub struct ServeOptions {
     pub join: Option<String>,
     /// Joining, what the pool here holds is given up.
     pub discard_local_data: bool,
+    /// A pool that belongs to a cluster stands alone from now on.
+    pub forget_cluster: bool,
     /// Only to take part in decisions.
     pub witness: bool,
 }
@@ -154,6 +156,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
         volumes,
         join,
         discard_local_data,
+        forget_cluster,
         witness,
     } = options;
     check_configuration(&config, insecure_open)?;
@@ -194,6 +197,12 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
         wish.pool.as_ref().map(|pool| &pool.identity),
         wish.anew,
     )?;
+    if wish.pool.is_none() {
+        cluster::check_stands_alone(&store, &cluster_options, forget_cluster, &environment)?;
+    } else if forget_cluster {
+        return Err(Failure::new(ErrorKind::Busy, "this node is in a cluster")
+            .hint("started without --forget-cluster, it can be asked by `sinter cluster forget`"));
+    }
     let endings = Endings::begin(&data_directory, &store, report.as_ref());
     let takes_writes = accept_loss || report.as_ref().is_none_or(|report| report.damage.is_empty());
     if wish.pool.is_none() && takes_writes {

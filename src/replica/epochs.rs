@@ -4,12 +4,14 @@
 //! (what Kafka's KIP-101 repaired). It is kept in the pool, as a system object that operations change, so every node
 //! that holds the operations of an epoch also knows where it began.
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::system::{EpochHistory, EpochStart, SystemPurpose, SystemRecord};
 use crate::store::Store;
+use crate::sync::RandomSource;
 use crate::units::{BlockCount, Epoch, Lsn, ObjectNumber};
 
 use super::decisions::Position;
+use super::history;
 
 /// An object has a size; all of this one is in its opaque bytes.
 const HISTORY_BLOCKS: BlockCount = BlockCount(1);
@@ -28,9 +30,7 @@ impl Epochs {
     /// `Device`, `Corrupt`.
     pub fn load(store: &Store) -> Result<Epochs> {
         for object in store.objects()? {
-            let record = SystemRecord::decode(&object.opaque).ok();
-            let record = record.filter(|record| record.purpose == SystemPurpose::EpochHistory);
-            if let Some(history) = record.and_then(|record| EpochHistory::decode(&record.body)) {
+            if let Some(history) = epoch_history(&object.opaque) {
                 return Ok(Epochs { history, object: Some(object.number) });
             }
         }
@@ -71,13 +71,14 @@ impl Epochs {
     /// Whether an epoch is one of this array's, as far as is remembered. One of the present generation need not be in
     /// the history: whoever was handed over to may have begun it and died before anybody else had its first operation.
     /// The same group decided it, so what it committed is a tail that was never acknowledged. What another
-    /// generation has had besides may have been.
+    /// generation has had besides may have been. No group begins with number 0: a pool that left its cluster does.
     #[must_use]
     pub fn knows(&self, epoch: Epoch) -> bool {
         let starts = self.history.starts();
         let forgotten = starts.first().is_none_or(|oldest| epoch < oldest.epoch);
-        let of_this_group =
-            |present: &EpochStart| epoch.generation == present.epoch.generation && epoch < present.epoch;
+        let of_this_group = |present: &EpochStart| {
+            epoch.generation == present.epoch.generation && epoch < present.epoch && epoch.number > 0
+        };
         forgotten
             || starts.iter().any(|start| start.epoch == epoch)
             || starts.last().is_some_and(of_this_group)
@@ -95,6 +96,41 @@ impl Epochs {
         let end = starts.get(index + 1).map_or(last, |next| Lsn(next.first.0 - 1));
         position.lsn <= end
     }
+}
+
+/// Whether a pool says that it belongs to a cluster: it was primary or followed one, or is being compared.
+#[must_use]
+pub fn belongs_to_cluster(store: &Store) -> bool {
+    store.syncing() || store.find_object(epoch_history).is_some()
+}
+
+/// Lets a pool stand alone that belongs to a cluster, with what it holds; nothing happens to another one. From then on
+/// it is of a generation of its own, so that what it takes is never held for a part of what the cluster has had: where
+/// the two meet again, that is a split brain. All of it is durable afterwards, or none.
+///
+/// # Errors
+/// `Busy` for a pool that is being compared: what it holds is of no one moment; `Invalid` where no generation is left;
+/// `Stopped`, `ReadOnly`, `Device`.
+pub fn stand_alone(store: &Store, random: &dyn RandomSource) -> Result<()> {
+    if store.syncing() {
+        let what = "this pool was being compared with a primary: its copy is not whole";
+        return Err(Error::new(ErrorKind::Busy, what));
+    }
+    let Some((object, _)) = store.find_object(epoch_history) else { return Ok(()) };
+    let (before, _) = store.position();
+    let generation = before.generation.checked_add(1);
+    let generation = generation.ok_or_else(|| Error::new(ErrorKind::Invalid, "no generation is left"))?;
+    let epoch = Epoch { generation, number: 0 };
+    store.begin_epoch(epoch)?;
+    // The operation that takes the history away is the first of the new generation: one does not come without the other.
+    let deleted = store.delete_object(object)?;
+    let named = history::begin(store, epoch, None, random)?;
+    store.make_durable(named.unwrap_or(deleted))
+}
+
+fn epoch_history(opaque: &[u8]) -> Option<EpochHistory> {
+    let record = SystemRecord::decode(opaque).ok()?;
+    (record.purpose == SystemPurpose::EpochHistory).then(|| EpochHistory::decode(&record.body)).flatten()
 }
 
 #[cfg(test)]
@@ -123,5 +159,6 @@ mod tests {
         assert!(epochs.holds(at(epoch(0, 0), 0), Lsn(90)), "whoever has nothing holds a prefix");
         epochs.history.push(EpochStart { epoch: epoch(1, 1), first: Lsn(91) }).unwrap();
         assert!(!epochs.knows(epoch(0, 6)) && !epochs.knows(epoch(0, 3)), "the others may have gone on");
+        assert!(!epochs.knows(epoch(1, 0)), "it left the cluster, and went on alone");
     }
 }

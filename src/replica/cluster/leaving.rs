@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::replica::control::raft::RaftControl;
-use crate::replica::control::state::Decision;
+use crate::replica::control::state::{Decision, Outcome};
 use crate::replica::control::{Control, Transport};
 use crate::replica::decisions::{Incarnation, Member};
+use crate::replica::epochs;
 use crate::replica::identity::{IdentityFiles, Stored};
 use crate::replica::link::CallPool;
 
@@ -40,24 +41,34 @@ impl Cluster {
         let from = record
             .ok_or_else(|| Error::new(ErrorKind::NoQuorum, "this node has not heard its cluster yet"))?;
         if running.control.standing().has_quorum {
-            self.decide(Decision::Force { member: node.own(), from: from.epoch })?;
-            return Ok(false);
+            self.hold_whole_copy(&running)?;
+            let forced = self.decide(Decision::Force { member: node.own(), from: from.epoch });
+            if forced.is_ok() {
+                // Until this node has heard it, a stream of the term before could still have it compared.
+                node.wait_for_epoch_after(from.epoch, DECISION_PATIENCE);
+            }
+            node.release_following();
+            return forced.map(|_| false);
         }
         drop(running);
         let running = self.go_on_alone()?;
         let node = running.node.as_ref();
         let node = node.ok_or_else(|| Error::new(ErrorKind::Unsupported, "a witness is never primary"))?;
         let force = Decision::Force { member: node.own(), from: from.epoch };
-        running.control.decide(force, DECISION_PATIENCE)?;
+        if let Outcome::Unchanged(why) = running.control.decide(force, DECISION_PATIENCE)? {
+            let what = format!("this node is in a group of its own now, and was not made its primary: {why}");
+            return Err(Error::new(ErrorKind::Busy, what));
+        }
         tracing::warn!("this node goes on alone, by force: all other nodes must join anew");
         Ok(true)
     }
 
-    /// Leaves the cluster: this node's array stands alone from now on, with what it holds.
+    /// Leaves the cluster: this node's array stands alone from now on, with what it holds, in a generation of its own.
     ///
     /// # Errors
     /// `Invalid` where clustering is off; `Unsupported` on a witness; `Busy` while other nodes take this one for one of
-    /// theirs, or where its copy is not whole; `Device`, `Corrupt`: then it is done at the next start.
+    /// theirs, or where its copy is not whole; `Stopped` where its device has failed; `Device`, `Corrupt`: then it serves
+    /// nothing until it is started again, and has left its cluster or is a node of it still.
     pub fn forget(&self) -> Result<()> {
         let _forming = self.forming.lock();
         let running = self.enabled()?;
@@ -72,13 +83,21 @@ impl Cluster {
             let what = "this node is one of several that serve the array: take it out of the cluster first";
             return Err(Error::new(ErrorKind::Busy, what));
         }
+        if data.store.has_stopped() {
+            let what = "this node takes no writes any more: it leaves its cluster once it was started anew";
+            return Err(Error::new(ErrorKind::Stopped, what));
+        }
+        // From here on nothing comes that would be compared.
+        self.hold_whole_copy(&running)?;
         self.take_down(&running, data);
         drop(running);
         let directory = &self.options.directory;
         IdentityFiles::in_directory(directory).remove()?;
         remove_if_there(&node_file(directory))?;
         remove_if_there(&self.control_path())?;
+        // Until this is done, the pool says of itself that it belongs to a cluster, and is not served alone.
         data.store.follow(false);
+        epochs::stand_alone(&data.store, &*self.environment.random)?;
         data.array.reload()?;
         data.gate.release();
         tracing::warn!("this array has left its cluster, and stands alone");
@@ -96,6 +115,19 @@ impl Cluster {
         Ok(data)
     }
 
+    /// The same, and it stays as it is until `release_following`: the stream that this node follows ends, and no other
+    /// one begins.
+    fn hold_whole_copy(&self, running: &Running) -> Result<&DataParts> {
+        if let Some(node) = &running.node {
+            node.hold_following()?;
+        }
+        let whole = self.whole_copy();
+        if let (Err(_), Some(node)) = (&whole, &running.node) {
+            node.release_following();
+        }
+        whole
+    }
+
     /// Ends the node at work, without asking anybody; nothing is taken until the gate is opened again.
     fn take_down(&self, running: &Arc<Running>, data: &DataParts) {
         *self.running.lock() = None;
@@ -108,7 +140,7 @@ impl Cluster {
     fn go_on_alone(self: &Arc<Cluster>) -> Result<Arc<Running>> {
         let _forming = self.forming.lock();
         let running = self.enabled()?;
-        let data = self.whole_copy()?;
+        let data = self.hold_whole_copy(&running)?;
         self.take_down(&running, data);
         let own = running.own;
         drop(running);

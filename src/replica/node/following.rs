@@ -14,7 +14,7 @@ use crate::replica::wire::{Downstream, ItemNumber, Upstream, decode_messages, me
 use crate::sync::{Condition, Mutex};
 use crate::units::{Epoch, Lsn};
 
-use super::{Node, frames};
+use super::{Node, State, frames};
 
 /// How long a new stream waits for an older one, or a term of this node's own, to end.
 const TURN_PATIENCE: Duration = Duration::from_secs(10);
@@ -76,7 +76,7 @@ impl Node {
     ///
     /// # Errors
     /// `Busy` where it does not end.
-    pub(super) fn hold_following(&self) -> Result<()> {
+    pub(in crate::replica) fn hold_following(&self) -> Result<()> {
         let deadline = self.now() + TURN_PATIENCE;
         let mut state = self.state.lock();
         while state.following.active {
@@ -91,7 +91,7 @@ impl Node {
     }
 
     /// Streams are taken in again.
-    pub(super) fn release_following(&self) {
+    pub(in crate::replica) fn release_following(&self) {
         self.state.lock().following.active = false;
         self.moved.notify_all();
     }
@@ -131,9 +131,9 @@ impl Node {
 
     /// Makes this stream the one that is followed, unless its epoch is over.
     fn take_turn(self: &Arc<Node>, epoch: Epoch, from: NodeId, closer: LinkCloser) -> Result<()> {
-        let over = || Error::new(ErrorKind::NotPrimary, "the stream is of an epoch that is over");
         if !self.state.lock().role.accepts(epoch) {
-            return Err(over());
+            let state = self.state.lock();
+            return Err(self.over(&state, epoch));
         }
         // A term of this node's own ends with that.
         self.step(Input::Tick);
@@ -141,7 +141,7 @@ impl Node {
         let mut state = self.state.lock();
         loop {
             if !state.role.accepts(epoch) {
-                return Err(over());
+                return Err(self.over(&state, epoch));
             }
             let changing = state.changing || !state.changes.is_empty() || state.serving.is_some();
             if !changing && !state.following.active && self.under_way.load(Ordering::Acquire) == 0 {
@@ -159,6 +159,20 @@ impl Node {
             }
             state = self.moved.wait_for(state, self.parts.timing.heartbeat);
         }
+    }
+
+    /// Why a stream of this epoch is not followed.
+    fn over(&self, state: &State, epoch: Epoch) -> Error {
+        let (own, _) = self.parts.store.position();
+        if own <= epoch || state.role.record().epoch > epoch {
+            return Error::new(ErrorKind::NotPrimary, "the stream is of an epoch that is over");
+        }
+        // No decision says so, but the pool: it was elsewhere.
+        let what = format!(
+            "it has operations of epoch {}.{}, which this array never had: split brain",
+            own.generation, own.number
+        );
+        Error::new(ErrorKind::Busy, what)
     }
 
     fn apply_stream(

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::replica::control::state::{Decision, Outcome};
 use crate::replica::decisions::{Change, Member, NodeId};
+use crate::units::Epoch;
 
 use super::Node;
 
@@ -19,6 +20,15 @@ impl Node {
             if serves || self.now() >= deadline || !self.lives() {
                 return serves;
             }
+            state = self.moved.wait_for(state, self.parts.timing.heartbeat);
+        }
+    }
+
+    /// Waits until this node knows of an epoch behind this one.
+    pub(in crate::replica) fn wait_for_epoch_after(&self, epoch: Epoch, patience: Duration) {
+        let deadline = self.now() + patience;
+        let mut state = self.state.lock();
+        while state.role.record().epoch <= epoch && self.now() < deadline && self.lives() {
             state = self.moved.wait_for(state, self.parts.timing.heartbeat);
         }
     }
