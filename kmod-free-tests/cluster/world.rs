@@ -231,9 +231,17 @@ impl World {
                     self.after(delay, Event::Commit { from: node, command });
                 }
                 Action::Begin(epoch) => {
+                    if !self.calm && self.now.is_multiple_of(7) {
+                        // A store that does not do what it is told.
+                        self.tell(node, Input::CannotBegin(epoch));
+                    }
+                    if self.life(node).is_none_or(|life| life.role.serves() != Some(epoch)) {
+                        continue;
+                    }
                     let from_nobody = self.consensus.began_from_nobody(epoch);
                     self.oracle.begins(epoch, node, &self.nodes[node].log, from_nobody);
                     self.append(node, Operation { epoch, name: 0, key: 0 });
+                    self.tell(node, Input::Begun(epoch));
                 }
                 Action::Stop(_) => {
                     let life = self.nodes[node].life.as_mut().unwrap();

@@ -171,6 +171,11 @@ impl Record {
         changed
     }
 
+    /// Other nodes may be in the set from now on: commands that were made before do nothing any more.
+    pub fn nodes_changed(&mut self) {
+        self.version.0 += 1;
+    }
+
     /// Begins another generation with one node alone, whatever it holds; the only way to raise the generation, and no
     /// command: an operator alone may ask for it, because acknowledged writes may be lost. Refused where the node's
     /// generation could not be told from those before it.

@@ -16,105 +16,19 @@
 //! While a command may still be decided, it counts as decided wherever that is the safer side.
 
 mod leading;
+#[cfg(test)]
+mod tests;
+mod words;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::decisions::{Change, Command, Incarnation, Member, NodeId, Position, Record, SetVersion};
+use super::decisions::{Change, Incarnation, Member, NodeId, Position, Record, SetVersion};
 use super::timing::Timing;
 use crate::units::{Epoch, Lsn};
 
 use self::leading::{Admitted, HandingOver, Leading, Peer};
-
-/// Faults that the simulator plants, to show that it finds them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PlantedFaults {
-    /// A node that the set names is a member in whichever life.
-    pub any_incarnation: bool,
-    /// A node is asked into the set before it is waited for.
-    pub asked_before_waited_for: bool,
-    /// A node is asked into the set before it holds what was acknowledged without it.
-    pub asked_before_it_holds_all: bool,
-    /// A member is not waited for as soon as it is to be put out.
-    pub out_before_decided: bool,
-    /// A node answers for epochs that are over.
-    pub old_epochs_answered: bool,
-    /// A primary goes on until it hears that it has handed over.
-    pub served_after_hand_over: bool,
-}
-
-/// What nodes tell each other about roles. Operations go another way.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Message {
-    /// The primary lives.
-    Heartbeat {
-        /// Its epoch.
-        epoch: Epoch,
-        /// When it sent this, by its own clock: the answer brings it back.
-        sent_at: Duration,
-    },
-    /// A heartbeat has been heard, and the promise is given.
-    Heard {
-        /// Of the heartbeat.
-        epoch: Epoch,
-        /// Of the heartbeat.
-        sent_at: Duration,
-        /// Who promises.
-        by: Member,
-    },
-    /// The set names this node in an earlier life, and no primary is heard of.
-    Stands {
-        /// The version of the set.
-        version: SetVersion,
-        /// Who says so.
-        by: Member,
-        /// How far it has come.
-        position: Position,
-    },
-}
-
-/// What has happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Input {
-    /// Some time has passed. At least every heartbeat.
-    Tick,
-    /// A decision has been applied on this node.
-    Decided(Record),
-    /// Another node has said something.
-    Heard(NodeId, Message),
-    /// This node has committed or applied operations.
-    Moved(Position),
-    /// Another node has applied everything up to a number, in an epoch, and made it durable up to another.
-    Applied {
-        /// Which, in which life.
-        by: Member,
-        /// In which epoch it was told to.
-        epoch: Epoch,
-        /// The newest operation that it has applied.
-        applied: Lsn,
-        /// The newest that it has made durable.
-        durable: Lsn,
-    },
-    /// The primary is to hand over to this node, if it is in the set.
-    HandOver(NodeId),
-    /// Another node, which is not in the set, holds all that this primary has, but for what is under way.
-    CaughtUp(Member),
-    /// A member has said that it cannot apply what it was sent: it is put out.
-    Failed(Member),
-}
-
-/// What is to be done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Tell another node.
-    Send(NodeId, Message),
-    /// Ask for a decision. It may be lost, late, or decided without anybody being told.
-    Propose(Command),
-    /// Write the first operation of this epoch, and serve.
-    Begin(Epoch),
-    /// Acknowledge nothing any more, and serve nothing.
-    Stop(Epoch),
-}
+pub use self::words::{Action, Input, Message, PlantedFaults};
 
 /// The machine.
 #[derive(Debug)]
@@ -137,6 +51,8 @@ pub struct Role {
     leading: Option<Leading>,
     /// The epoch that it was last told to begin, and not to stop.
     begun: Option<Epoch>,
+    /// The epoch that it could not begin, and when it tries again, where nobody else has taken over until then.
+    gave_way: Option<(Epoch, Duration)>,
     /// Where the nodes of the set stand that it names in earlier lives, as of this version.
     stands: (SetVersion, BTreeMap<NodeId, (Incarnation, Position)>),
 }
@@ -173,13 +89,18 @@ impl Role {
             proposed_at: None,
             leading,
             begun: None,
+            gave_way: None,
             stands: (SetVersion(0), BTreeMap::new()),
         }
     }
 
-    /// These are the nodes that keep data, from now on.
+    /// These are the nodes that keep data and may be in the set, from now on. What was asked for others before is not
+    /// decided any more, because the version of the set has changed with them; nobody waits for them.
     pub fn know(&mut self, nodes: Vec<NodeId>) {
         self.nodes = nodes;
+        if let Some(leading) = &mut self.leading {
+            leading.admitted.retain(|node, _| self.nodes.contains(node));
+        }
     }
 
     /// Whether the pool is being compared: from then on it holds nothing that anybody could go on from, and this node
@@ -207,6 +128,12 @@ impl Role {
         let mut reports = if *version == self.record.version { reports.clone() } else { BTreeMap::new() };
         reports.retain(|node, _| self.record.set.contains_key(node));
         reports
+    }
+
+    /// In which life another node has answered this primary's heartbeats last.
+    #[must_use]
+    pub fn known_life(&self, node: NodeId) -> Option<Incarnation> {
+        self.leading.as_ref().and_then(|leading| leading.peers.get(&node)).map(|peer| peer.incarnation)
     }
 
     /// When another node was heard last: on a primary any of the others, elsewhere the primary.
@@ -331,10 +258,15 @@ impl Role {
             Input::HandOver(node) => {
                 let target = self.record.set.get(&node).map(|life| Member { node, incarnation: *life });
                 let other = target.filter(|target| target.node != self.own.node);
-                if let (Some(target), Some(leading)) = (other, self.leading.as_mut().filter(|it| it.begun)) {
+                if let (Some(target), Some(leading)) = (other, self.leading.as_mut().filter(|it| it.serves)) {
                     leading.handing_over.get_or_insert(HandingOver { target, asked: None });
                 }
             }
+            Input::Begun(epoch) => {
+                let leading = self.leading.as_mut().filter(|leading| leading.epoch == epoch && leading.begun);
+                leading.into_iter().for_each(|leading| leading.serve(now));
+            }
+            Input::CannotBegin(epoch) => self.give_way(now, epoch),
         }
         self.act(now, &mut actions);
         if let Some(epoch) =
@@ -343,6 +275,15 @@ impl Role {
             actions.push(Action::Stop(epoch));
         }
         actions
+    }
+
+    /// Leaves a term that cannot begin to the other members: they hear nothing more of it.
+    fn give_way(&mut self, now: Duration, epoch: Epoch) {
+        let others = self.record.set.keys().any(|node| *node != self.own.node);
+        let left = self.leading.take_if(|it| others && it.epoch == epoch && it.begun && !it.serves);
+        if left.is_some() {
+            self.gave_way = Some((epoch, now + self.timing.stall));
+        }
     }
 
     fn decided(&mut self, now: Duration, record: Record) {
@@ -425,6 +366,16 @@ impl Role {
     }
 
     fn act(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        let epoch = self.record.epoch;
+        let again = self.gave_way.take_if(|(of, at)| *of != epoch || now >= *at).map(|(of, _)| of);
+        if self.leading.is_none()
+            && again == Some(epoch)
+            && epoch >= self.newest_epoch
+            && self.record.primary == self.own.node
+            && self.is_member()
+        {
+            self.leading = Some(Leading::of(epoch, now));
+        }
         if self.leading.is_some() {
             self.lead(now, actions);
         } else if now >= self.heard_at + self.timing.ask_after {
@@ -440,9 +391,12 @@ impl Role {
         };
         if !leading.begun && ready && !self.compared {
             leading.begun = true;
-            leading.since = now;
             self.begun = Some(leading.epoch);
             actions.push(Action::Begin(leading.epoch));
+        }
+        if self.compared && !leading.begun {
+            // Who is not heard is replaced by a member that can begin.
+            return;
         }
         let epoch = leading.epoch;
         if leading.beaten_at.is_none_or(|at| now >= at + self.timing.heartbeat) {
@@ -455,7 +409,8 @@ impl Role {
         if self.hand_over(now, actions) {
             return;
         }
-        let Some(leading) = self.leading.as_mut().filter(|leading| leading.begun) else { return };
+        // Before this node serves, nobody has anything to answer for, and others may have to take over from it.
+        let Some(leading) = self.leading.as_mut().filter(|leading| leading.serves) else { return };
         let (put_out_after, stall, newest) =
             (self.timing.put_out_after, self.timing.stall, self.position.lsn);
         let silent = |leading: &Leading, node: NodeId, incarnation: Incarnation| {

@@ -156,7 +156,9 @@ impl World {
         }
         let life = self.nodes[node].life.as_mut().unwrap();
         let begun = begin_in_store(life, epoch);
-        let Ok(epochs) = self.tried(node, begun) else { return };
+        let Ok(epochs) = self.tried(node, begun) else {
+            return self.tell(node, Input::CannotBegin(epoch));
+        };
         if gone.is_some() {
             let terms = self.nodes[node].life.as_ref().unwrap().array.session_terms(SessionId(0));
             self.oracle.serves_in(terms.history, from_nobody);
@@ -175,6 +177,7 @@ impl World {
             for peer in (0..peers).filter(|peer| *peer != node) {
                 self.after(0, Event::Connect { node, life: number, peer });
             }
+            self.tell(node, Input::Begun(epoch));
         }
         self.committed(node);
     }

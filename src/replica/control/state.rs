@@ -338,7 +338,12 @@ impl ClusterState {
         if known == entry {
             return Err("it says so already".into());
         }
-        known.clone_from(entry);
+        let mode = std::mem::replace(known, entry.clone()).mode;
+        if mode != entry.mode
+            && let Some(record) = &mut self.record
+        {
+            record.nodes_changed();
+        }
         Ok(Outcome::Changed)
     }
 
@@ -372,7 +377,9 @@ impl ClusterState {
                 let last = if record.set.len() == 1 { ", and the last in-sync node" } else { "" };
                 return Err(format!("node {} is the primary{last}", node.0));
             }
-            record.change(&Change::Out(node));
+            if !record.change(&Change::Out(node)) {
+                record.nodes_changed();
+            }
         }
         self.nodes.remove(&node);
         self.removed.insert(node);

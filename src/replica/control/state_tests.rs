@@ -100,6 +100,19 @@ fn p7_only_synchronous_data_nodes_join_the_set() {
 }
 
 #[test]
+fn p7_what_was_asked_for_a_node_is_not_decided_once_it_has_changed_its_mode() {
+    let mut state = cluster();
+    joined(&mut state, 1, data("b"));
+    let late = state.record.as_ref().unwrap().command(Change::In(member(2, 20)));
+    for mode in [ReplicaMode::Async, ReplicaMode::Sync] {
+        let update = Decision::Update { node: NodeId(2), entry: NodeEntry { mode, ..data("b") } };
+        assert_eq!(state.apply(&update, NOW_MS), Outcome::Changed);
+    }
+    assert!(refused(&state.apply(&Decision::Role(late), NOW_MS)));
+    assert_eq!(role(&mut state, Change::In(member(2, 20))), Outcome::Changed);
+}
+
+#[test]
 fn p7_a_command_from_another_record_does_nothing() {
     let mut state = two();
     let late = state.record.as_ref().unwrap().command(Change::Out(NodeId(2)));

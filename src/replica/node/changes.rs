@@ -16,6 +16,8 @@ use super::Node;
 /// A term that cannot be begun is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// After so many failures another member is to take over.
+const FAILURES_MAX: u32 = 3;
 impl Node {
     /// Begins and ends terms, in order, and keeps bookmarks.
     pub(super) fn carry_out_changes(self: &Arc<Node>) {
@@ -46,6 +48,7 @@ impl Node {
         tracing::info!("this node becomes primary in epoch {}.{}", epoch.generation, epoch.number);
         self.end_following();
         loop {
+        let mut failures = 0;
             if self.state.lock().role.serves() != Some(epoch) || !self.lives() {
                 return;
             }
@@ -61,6 +64,7 @@ impl Node {
                     }
                     drop(state);
                     self.bookmark_soon();
+                    self.step(Input::Begun(epoch));
                     self.moved.notify_all();
                     self.ship_to_all(epoch);
                     return;
@@ -68,6 +72,10 @@ impl Node {
                 Err(error) => {
                     tracing::error!("epoch {}.{} cannot begin: {error}", epoch.generation, epoch.number);
                     self.rest(PAUSE);
+                    failures += 1;
+                    if failures >= FAILURES_MAX || self.parts.store.has_stopped() {
+                        self.step(Input::CannotBegin(epoch));
+                    }
                 }
             }
         }

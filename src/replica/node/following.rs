@@ -232,6 +232,11 @@ impl Node {
     ) -> Result<()> {
         let (mut unanswered, mut told_room) = (0, None);
         while self.lives() && !closed.load(Ordering::Acquire) {
+            if self.parts.store.has_stopped() {
+                // Also where nothing comes that could not be applied: this node must not be handed over to.
+                let what = "this node takes no writes any more, until it is started anew";
+                return Err(Error::new(ErrorKind::Stopped, what));
+            }
             let wait = if unanswered > 0 { Duration::ZERO } else { self.parts.timing.heartbeat };
             let frame = if unanswered >= GROUP { None } else { receiver.receive(Some(wait))? };
             let Some(frame) = frame else {

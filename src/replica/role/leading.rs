@@ -26,8 +26,11 @@ pub(super) struct Peer {
 #[derive(Debug)]
 pub(super) struct Leading {
     pub(super) epoch: Epoch,
+    /// It was told to begin.
     pub(super) begun: bool,
-    /// When it was chosen, or began: from then on others have time to be heard.
+    /// It has begun, and serves.
+    pub(super) serves: bool,
+    /// When it was chosen, or began to serve: from then on others have time to be heard.
     pub(super) since: Duration,
     /// All whose answers count, in or out of the set.
     pub(super) peers: BTreeMap<NodeId, Peer>,
@@ -72,6 +75,7 @@ impl Leading {
         Leading {
             epoch,
             begun: false,
+            serves: false,
             since: now,
             peers: BTreeMap::new(),
             admitted: BTreeMap::new(),
@@ -79,6 +83,13 @@ impl Leading {
             beaten_at: None,
             handing_over: None,
         }
+    }
+
+    /// The term has begun; until now nobody could apply anything of it.
+    pub(super) fn serve(&mut self, now: Duration) {
+        self.serves = true;
+        self.since = now;
+        self.peers.values_mut().for_each(|peer| peer.progressed_at = now);
     }
 
     /// What is known of a member in this life.
