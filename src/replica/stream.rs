@@ -333,6 +333,12 @@ impl Stream {
         !self.is_full() && (self.comparison.is_some() && self.may_look() || !self.first.is_empty())
     }
 
+    /// Whether the secondary has been sent something that it has not answered for.
+    #[must_use]
+    pub fn has_unanswered(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
     /// Whether as much is on its way as may be.
     #[must_use]
     pub fn is_full(&self) -> bool {

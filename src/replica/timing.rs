@@ -31,6 +31,15 @@ pub struct Timing {
     /// as hearing the group. A leader's death costs at most about both together: no set can change for so long, while
     /// data goes on wherever the set need not change.
     pub group_election_max: Duration,
+    /// A link on which nothing comes is probed after this time: whoever vanished without a word answers no probe.
+    pub link_probe_after: Duration,
+    /// A link whose other end has taken nothing for so long is lost; where it only listens, it is ended.
+    pub link_lost_after: Duration,
+    /// The same for a link that carries what roles say: soon, because nothing goes over another one until then.
+    pub role_link_lost_after: Duration,
+    /// A stream whose other end has answered for nothing of what it was sent for so long is broken off: longer than any
+    /// single thing that it does.
+    pub stream_silence: Duration,
 }
 
 /// Clocks may go wrong by one part in so many.
@@ -53,6 +62,10 @@ impl Timing {
             group_heartbeat: heartbeat * 2,
             group_election_min: heartbeat * 6,
             group_election_max: heartbeat * 10,
+            link_probe_after: heartbeat * 40,
+            link_lost_after: heartbeat * 200,
+            role_link_lost_after: heartbeat * 20,
+            stream_silence: heartbeat * 600,
         }
     }
 }

@@ -117,10 +117,16 @@ impl LinkSender {
 
     /// Lets writes wait for the peer as long as it takes.
     pub(super) fn wait_without_limit(&self) -> Result<()> {
-        self.shared
-            .socket
-            .set_write_timeout(None)
-            .map_err(|e| Error::caused(ErrorKind::Unreachable, "a connection cannot be set up", e))
+        self.shared.socket.set_write_timeout(None).map_err(super::not_set_up)?;
+        super::lose_after(&self.shared.socket, None)
+    }
+
+    /// Ends the link when the peer's machine has taken nothing of what it was sent for so long.
+    ///
+    /// # Errors
+    /// `Unreachable` where the connection is lost already.
+    pub fn lose_after(&self, limit: Duration) -> Result<()> {
+        super::lose_after(&self.shared.socket, Some(limit))
     }
 }
 

@@ -20,8 +20,11 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::replica::identity::PeerIdentity;
+use crate::replica::timing::Timing;
 
 pub use call::{Answer, CallPool, serve_calls};
 pub use connect::connect;
@@ -56,6 +59,9 @@ pub mod kind {
 
 /// How long a write may wait for the peer to take it; but for tunnels, where a slow reader is no failure.
 pub const WRITE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Probes without an answer after which a link is lost.
+const PROBES: u32 = 4;
 
 /// A connection to a peer whose certificate was checked.
 #[derive(Debug)]
@@ -138,10 +144,49 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// Sets up a new socket: small frames leave at once, and no write waits for ever.
+/// Sets up a new socket: small frames leave at once, no write waits for ever, and another end that has vanished
+/// without a word is noticed, whether something is on its way to it or not.
 fn configure(socket: &TcpStream) -> Result<()> {
+    let timing = Timing::default();
+    let probed = || {
+        sockopt::set_socket_keepalive(socket, true)?;
+        sockopt::set_tcp_keepidle(socket, timing.link_probe_after)?;
+        sockopt::set_tcp_keepintvl(socket, timing.link_probe_after / 2)?;
+        sockopt::set_tcp_keepcnt(socket, PROBES)
+    };
     socket
         .set_nodelay(true)
         .and_then(|()| socket.set_write_timeout(Some(WRITE_PATIENCE)))
-        .map_err(|e| Error::caused(ErrorKind::Unreachable, "a connection cannot be set up", e))
+        .and_then(|()| probed().map_err(std::io::Error::from))
+        .map_err(not_set_up)?;
+    lose_after(socket, Some(timing.link_lost_after))
+}
+
+/// Ends a connection when its other end has taken nothing of what it was sent for so long.
+fn lose_after(socket: &TcpStream, limit: Option<Duration>) -> Result<()> {
+    let limit = limit.map_or(0, |limit| u32::try_from(limit.as_millis()).unwrap_or(u32::MAX));
+    sockopt::set_tcp_user_timeout(socket, limit).map_err(|e| not_set_up(e.into()))
+}
+
+fn not_set_up(error: std::io::Error) -> Error {
+    Error::caused(ErrorKind::Unreachable, "a connection cannot be set up", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_end_that_has_vanished_is_noticed_within_seconds() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        configure(&socket).unwrap();
+        assert!(sockopt::socket_keepalive(&socket).unwrap());
+        let idle = sockopt::tcp_keepidle(&socket).unwrap();
+        let probed = sockopt::tcp_keepintvl(&socket).unwrap() * sockopt::tcp_keepcnt(&socket).unwrap();
+        assert!(idle + probed < Duration::from_secs(10), "{idle:?}, {probed:?}");
+        assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 10_000);
+        lose_after(&socket, None).unwrap();
+        assert_eq!(sockopt::tcp_user_timeout(&socket).unwrap(), 0, "a tunnel's reader may be slow");
+    }
 }

@@ -20,6 +20,9 @@ const CONNECT_PATIENCE: Duration = Duration::from_millis(500);
 /// Between two attempts.
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How often it is looked whether a connection on which nothing comes is to be given up.
+const HEAR_LOOK: Duration = Duration::from_secs(1);
+
 /// Messages to one node.
 pub(super) struct Outgoing {
     waiting: Mutex<VecDeque<Message>>,
@@ -45,18 +48,33 @@ impl Outgoing {
         self.come.notify_all();
     }
 
-    fn next(&self) -> Option<Message> {
+    /// The next message, within a time.
+    fn next(&self, limit: Duration) -> Next {
         let mut waiting = self.waiting.lock();
+        let mut waited = false;
         loop {
             if self.stopping.load(Ordering::Acquire) {
-                return None;
+                return Next::End;
             }
             if let Some(message) = waiting.pop_front() {
-                return Some(message);
+                return Next::Message(message);
             }
-            waiting = self.come.wait_for(waiting, Duration::from_secs(1));
+            if waited {
+                return Next::Nothing;
+            }
+            waiting = self.come.wait_for(waiting, limit);
+            waited = true;
         }
     }
+}
+
+/// What there is to say.
+enum Next {
+    Message(Message),
+    /// Not in that time.
+    Nothing,
+    /// Nothing ever.
+    End,
 }
 
 impl Node {
@@ -93,13 +111,27 @@ impl Node {
 
     fn send_role(&self, to: NodeId, outgoing: &Outgoing) {
         let mut sender: Option<LinkSender> = None;
-        while let Some(message) = outgoing.next() {
+        // The other end gives up a connection on which nothing comes. What is said next must not be lost with that.
+        let idle_max = self.parts.timing.link_lost_after / 2;
+        loop {
+            let message = match outgoing.next(idle_max) {
+                Next::Message(message) => message,
+                Next::Nothing => {
+                    sender = None;
+                    continue;
+                }
+                Next::End => return,
+            };
             if sender.is_none() {
                 let address =
                     self.parts.control.state().nodes.get(&to).map(|entry| entry.cluster_address.clone());
                 let Some(address) = address else { continue };
                 match link::connect(&address, &self.parts.identity.now(), Some(to), CONNECT_PATIENCE) {
-                    Ok(link) => sender = Some(link.split().0),
+                    Ok(link) => {
+                        let opened = link.split().0;
+                        let bounded = opened.lose_after(self.parts.timing.role_link_lost_after);
+                        sender = bounded.is_ok().then_some(opened);
+                    }
                     Err(_) => {
                         self.rest(CONNECT_PAUSE);
                         // What waited meanwhile is too old.
@@ -117,19 +149,22 @@ impl Node {
         }
     }
 
-    /// Takes what another node's role says, until it closes the connection.
+    /// Takes what another node's role says, until it closes the connection or says nothing more.
     pub(super) fn hear(self: &Arc<Node>, from: NodeId, link: Link, first: Frame) {
         let (_sender, mut receiver) = link.split();
         let mut frame = Some(first);
+        let mut heard_at = self.now();
         while self.lives() {
             let taken = match frame.take() {
                 Some(frame) => frame,
-                None => match receiver.receive(Some(Duration::from_secs(1))) {
+                None => match receiver.receive(Some(HEAR_LOOK)) {
                     Ok(Some(frame)) => frame,
-                    Ok(None) => continue,
+                    Ok(None) if self.now() < heard_at + self.parts.timing.link_lost_after => continue,
+                    Ok(None) => return,
                     Err(_) => return,
                 },
             };
+            heard_at = self.now();
             let message = (taken.kind == frames::ROLE).then(|| wire::decode_role(&taken.body)).flatten();
             let Some(message) = message else {
                 tracing::warn!("node {} said something that means nothing; its connection is closed", from.0);

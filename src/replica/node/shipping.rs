@@ -29,8 +29,8 @@ const PACE_BYTES: u64 = 1 << 20;
 /// Messages and bytes of one frame.
 const FRAME_MESSAGES: usize = 128;
 const FRAME_BYTES: usize = 1 << 20;
-/// Milliseconds without an answer after which a stream counts as broken, while nothing else says so.
-const SILENCE: Duration = Duration::from_secs(1);
+/// How often it is looked whether a stream without answers is still one.
+const ANSWER_LOOK: Duration = Duration::from_millis(500);
 
 /// A stream to a node, or the attempts to have one.
 pub(super) struct Shipping {
@@ -291,8 +291,21 @@ impl Node {
         receiver: &mut LinkReceiver,
     ) -> Result<()> {
         let peer = stream.lock().peer();
+        let began_at = self.now();
+        let mut answered_at = began_at;
         while shipping.goes_on(self) {
-            let Some(frame) = receiver.receive(Some(SILENCE))? else { continue };
+            let Some(frame) = receiver.receive(Some(ANSWER_LOOK))? else {
+                let now = self.now();
+                if !stream.lock().has_unanswered() {
+                    answered_at = now;
+                }
+                // A new life's stream may come before its first answer to a heartbeat.
+                if now > began_at + self.parts.timing.role_link_lost_after * 2 {
+                    self.check_silence(peer, now.saturating_sub(answered_at))?;
+                }
+                continue;
+            };
+            answered_at = self.now();
             let messages = decode_messages(&frame.body).filter(|_| frame.kind == frames::STREAM);
             let messages = messages
                 .ok_or_else(|| Error::new(ErrorKind::Invalid, "it answered with what means nothing"))?;
@@ -342,6 +355,18 @@ impl Node {
                     }
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Whether a stream without answers is still one.
+    fn check_silence(&self, peer: Member, silent: Duration) -> Result<()> {
+        let life = self.state.lock().role.known_life(peer.node);
+        if life.is_some_and(|life| life != peer.incarnation) {
+            return Err(Error::new(ErrorKind::Unreachable, "it was started anew"));
+        }
+        if silent >= self.parts.timing.stream_silence {
+            return Err(Error::new(ErrorKind::Unreachable, "it answers for nothing that it was sent"));
         }
         Ok(())
     }
