@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 use sinter::array::Array;
 use sinter::array::ArrayOptions;
@@ -10,6 +12,8 @@ use sinter::array::BlockService;
 use sinter::array::Commit;
 use sinter::array::CommitGate;
 use sinter::array::NewVolume;
+use sinter::array::Tenure;
+use sinter::array::service::Change;
 use sinter::error::Error;
 use sinter::error::ErrorKind;
 use sinter::error::Result;
@@ -21,6 +25,9 @@ use sinter::units::ByteCount;
 use sinter::units::Lba;
 use sinter::units::Lsn;
 use sinter::units::ObjectNumber;
+use sinter::units::RequestId;
+use sinter::units::RequestNumber;
+use sinter::units::SessionId;
 use sinter::units::Uuid;
 
 use crate::kind;
@@ -42,6 +49,7 @@ struct Gate {
     store: Arc<Store>,
     asked: Mutex<Vec<Asked>>,
     refuses: Mutex<Option<ErrorKind>>,
+    tenure: AtomicU64,
 }
 
 impl Gate {
@@ -65,6 +73,10 @@ impl CommitGate for Gate {
         self.note(Asked::Admit)
     }
 
+    fn tenure(&self) -> Tenure {
+        Tenure(self.tenure.load(Ordering::Relaxed))
+    }
+
     fn acknowledged(&self, lsn: Lsn) -> Result<()> {
         self.note(Asked::Acknowledged(lsn))
     }
@@ -86,7 +98,12 @@ impl CommitGate for Gate {
 
 fn gated() -> (Arc<Array>, Arc<Gate>) {
     let (store, environment) = new_store(1);
-    let gate = Arc::new(Gate { store: store.clone(), asked: Mutex::default(), refuses: Mutex::default() });
+    let gate = Arc::new(Gate {
+        store: store.clone(),
+        asked: Mutex::default(),
+        refuses: Mutex::default(),
+        tenure: AtomicU64::new(0),
+    });
     let options = ArrayOptions { gate: Some(gate.clone()), ..ArrayOptions::new("test") };
     (Array::new(store, options, environment).unwrap(), gate)
 }
@@ -143,6 +160,30 @@ fn what_the_gate_refuses_is_neither_done_nor_answered() {
     assert_eq!(kind(array.delete_volume("a", true)), ErrorKind::NotPrimary);
     assert_eq!(gate.store.last_lsn(), newest);
     assert_eq!(array.volumes().len(), 1);
+}
+
+#[test]
+fn p7_what_a_client_sent_before_all_were_let_go_is_not_done_after() {
+    let (array, gate) = gated();
+    array.create_volume(new("a")).unwrap();
+    let (cut, stays) = (array.open("a").unwrap(), array.open_volume("a").unwrap());
+    cut.write(0, &[1; 4096]).unwrap();
+    gate.tenure.store(1, Ordering::Relaxed);
+    let after = array.open("a").unwrap();
+    after.write(0, &[2; 4096]).unwrap();
+    let newest = gate.store.last_lsn();
+    assert_eq!(kind(cut.write(0, &[1; 4096])), ErrorKind::NotPrimary);
+    assert_eq!(kind(cut.write_zeroes(0, ByteCount(4096))), ErrorKind::NotPrimary);
+    assert_eq!(kind(cut.trim(0, ByteCount(4096))), ErrorKind::NotPrimary);
+    let request = RequestId { session: SessionId(7), number: RequestNumber(1) };
+    let sent_before = cut.change_once(request, Change::Write { offset: 0, data: &[1; 4096] });
+    assert_eq!(kind(sent_before), ErrorKind::NotPrimary);
+    assert_eq!(gate.store.last_lsn(), newest);
+    let mut buffer = [0; 4096];
+    after.read(0, &mut buffer).unwrap();
+    assert_eq!(buffer, [2; 4096]);
+    // A mount is not let go.
+    stays.write(0, &[3; 4096]).unwrap();
 }
 
 #[test]

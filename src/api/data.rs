@@ -62,7 +62,7 @@ pub(super) async fn write(State(service): State<Arc<Service>>, call: Call) -> An
 
 fn write_data(array: &Array, info: &VolumeInfo, offset: u64, data: &[u8]) -> Result<WriteAnswer, Error> {
     check_aligned(offset)?;
-    let volume = array.open_volume(&info.id.to_string())?;
+    let volume = array.open_volume_now(&info.id.to_string())?;
     let size = data.len() as u64;
     if offset.checked_add(size).is_none_or(|end| end > volume.size().0) {
         return Err(Error::new(ErrorKind::Invalid, "Write exceeds volume size"));

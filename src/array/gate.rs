@@ -6,6 +6,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::Store;
 use crate::units::{BlockCount, Lba, Lsn, ObjectNumber};
 
+/// The time from one moment at which all clients were let go to the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tenure(pub u64);
+
 /// Decides, for an array that several nodes hold, what is taken here and when it may be answered. It is asked by
 /// every connection and every management verb, never under a lock of this layer, and must not call the array.
 pub trait CommitGate: Send + Sync {
@@ -15,7 +19,27 @@ pub trait CommitGate: Send + Sync {
     /// `NotPrimary`, `NoQuorum` where they are not.
     fn admit(&self) -> Result<()>;
 
-    /// What was taken has been committed, or not; called once for each success of `admit`, before it is answered.
+    /// As `admit`, for a request of a client that came in this tenure: once all clients were let go, what one of them
+    /// had sent before is not taken any more. It may have been sent again elsewhere, and newer requests behind it.
+    ///
+    /// # Errors
+    /// As `admit`.
+    fn admit_of(&self, tenure: Tenure) -> Result<()> {
+        self.admit()?;
+        if self.tenure() == tenure {
+            return Ok(());
+        }
+        self.done();
+        Err(Error::new(ErrorKind::NotPrimary, "the request came before another node was the primary"))
+    }
+
+    /// The present tenure.
+    fn tenure(&self) -> Tenure {
+        Tenure::default()
+    }
+
+    /// What was taken has been committed, or not; called once for each success of `admit` and `admit_of`, before it is
+    /// answered.
     fn done(&self);
 
     /// Sets room aside for a write of so many blocks wherever it must be held, until `release` gives it back. May wait.
@@ -87,6 +111,19 @@ impl Backing {
         let gate = self.gate.as_deref();
         gate.map_or(Ok(()), CommitGate::admit)?;
         Ok(Admission(gate))
+    }
+
+    /// The same for a request of a client that came in a tenure, where it did.
+    pub(super) fn admit_of(&self, tenure: Option<Tenure>) -> Result<Admission<'_>> {
+        let Some(tenure) = tenure else { return self.admit() };
+        let gate = self.gate.as_deref();
+        gate.map_or(Ok(()), |gate| gate.admit_of(tenure))?;
+        Ok(Admission(gate))
+    }
+
+    /// The present tenure.
+    pub(super) fn tenure(&self) -> Tenure {
+        self.gate.as_ref().map_or(Tenure::default(), |gate| gate.tenure())
     }
 
     /// Sets room aside for a write of so many blocks, until what is returned is dropped.

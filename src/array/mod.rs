@@ -50,6 +50,7 @@ pub use changes::ChangedExtent;
 pub use changes::Changes;
 pub use changes::Comparison;
 pub use gate::CommitGate;
+pub use gate::Tenure;
 pub use history::History;
 pub use history::Sample;
 pub use history::Trend;
@@ -338,18 +339,29 @@ impl Array {
     /// `NotFound`.
     pub fn open_volume(&self, which: &str) -> Result<Arc<Volume>> {
         let catalog = self.catalog.lock();
-        Ok(Arc::new(Volume::connect(catalog.volume(which)?.shared.clone())))
+        Ok(Arc::new(Volume::connect(catalog.volume(which)?.shared.clone(), None)))
     }
 
-    /// Opens what an export is called: a volume by name or id, or a snapshot as `VOLUME@SNAPSHOT`, which
-    /// is read-only.
+    /// The same for a client that is let go where another node becomes the primary: what it asks for here and was not
+    /// begun until then, is never done.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn open_volume_now(&self, which: &str) -> Result<Arc<Volume>> {
+        let tenure = self.backing.tenure();
+        let catalog = self.catalog.lock();
+        Ok(Arc::new(Volume::connect(catalog.volume(which)?.shared.clone(), Some(tenure))))
+    }
+
+    /// Opens what an export is called: a volume by name or id, as `open_volume_now` does, or a snapshot as
+    /// `VOLUME@SNAPSHOT`, which is read-only.
     ///
     /// # Errors
     /// `NotFound`.
     pub fn open(&self, name: &str) -> Result<Arc<Volume>> {
         match SnapshotWhich::parse(name) {
             Some(which) => self.open_snapshot(which),
-            None => self.open_volume(name),
+            None => self.open_volume_now(name),
         }
     }
 

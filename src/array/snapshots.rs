@@ -163,7 +163,7 @@ impl Array {
     pub fn open_snapshot(&self, which: SnapshotWhich<'_>) -> Result<Arc<Volume>> {
         let catalog = self.catalog.lock();
         let entry = catalog.snapshot(which.volume, which.snapshot)?;
-        Ok(Arc::new(Volume::connect(entry.shared.clone())))
+        Ok(Arc::new(Volume::connect(entry.shared.clone(), None)))
     }
 
     /// Deletes a snapshot. The space that only it held comes back in the background. With `force` also

@@ -29,6 +29,7 @@ use crate::units::Uuid;
 use super::catalog::no_snapshot;
 use super::catalog::no_volume;
 use super::gate::Backing;
+use super::gate::Tenure;
 use super::info::VolumeCounters;
 use super::info::VolumeState;
 use super::range_lock::RangeLock;
@@ -279,13 +280,14 @@ impl SharedVolume {
         Commit(self.backing.store.last_lsn())
     }
 
-    fn write(&self, offset: u64, data: &[u8], request: Option<RequestId>) -> Result<WriteReport> {
+    fn write(&self, offset: u64, data: &[u8], asked: Asked) -> Result<WriteReport> {
         self.check_writable()?;
         self.check(offset, data.len() as u64)?;
         if data.is_empty() {
             return Ok(WriteReport::default());
         }
-        let _admission = self.backing.admit()?;
+        let Asked { request, tenure } = asked;
+        let _admission = self.backing.admit_of(tenure)?;
         let before = self.done_before(request).filter(|before| *before < data.len() as u64);
         let Some(before) = before else {
             return Ok(WriteReport { commit: self.newest(), ..WriteReport::default() });
@@ -316,13 +318,14 @@ impl SharedVolume {
         Ok(report)
     }
 
-    fn write_zeroes(&self, offset: u64, len: ByteCount, request: Option<RequestId>) -> Result<Commit> {
+    fn write_zeroes(&self, offset: u64, len: ByteCount, asked: Asked) -> Result<Commit> {
         self.check_writable()?;
         self.check(offset, len.0)?;
         if len.0 == 0 {
             return Ok(Commit::default());
         }
-        let _admission = self.backing.admit()?;
+        let Asked { request, tenure } = asked;
+        let _admission = self.backing.admit_of(tenure)?;
         let Some(before) = self.done_before(request).filter(|before| *before < len.0) else {
             return Ok(self.newest());
         };
@@ -337,14 +340,15 @@ impl SharedVolume {
         Ok(newest)
     }
 
-    fn trim(&self, offset: u64, len: ByteCount, request: Option<RequestId>) -> Result<Commit> {
+    fn trim(&self, offset: u64, len: ByteCount, asked: Asked) -> Result<Commit> {
         self.check_writable()?;
         self.check(offset, len.0)?;
         let whole = |split| Split { head: None, tail: None, ..split };
         if whole(Split::of(offset, len.0)).whole.0 == 0 {
             return Ok(Commit::default());
         }
-        let _admission = self.backing.admit()?;
+        let Asked { request, tenure } = asked;
+        let _admission = self.backing.admit_of(tenure)?;
         let Some(before) = self.done_before(request).filter(|before| *before < len.0) else {
             return Ok(self.newest());
         };
@@ -394,6 +398,13 @@ impl SharedVolume {
         }
         Ok(extents)
     }
+}
+
+/// Which request changes something, and when its client came, as far as that matters.
+#[derive(Clone, Copy)]
+struct Asked {
+    request: Option<RequestId>,
+    tenure: Option<Tenure>,
 }
 
 /// What goes into a part of a block.
@@ -460,13 +471,19 @@ impl From<WriteOutcome> for WriteReport {
 /// A volume or snapshot, open for one client. While it is not dropped, it is in use.
 pub struct Volume {
     shared: Arc<SharedVolume>,
+    tenure: Option<Tenure>,
 }
 
 impl Volume {
-    /// Opens the volume once more. The caller holds the catalog's lock.
-    pub(super) fn connect(shared: Arc<SharedVolume>) -> Volume {
+    /// Opens the volume once more, for a client whose requests are of a tenure, or for one who stays. The caller holds
+    /// the catalog's lock.
+    pub(super) fn connect(shared: Arc<SharedVolume>, tenure: Option<Tenure>) -> Volume {
         shared.connections.fetch_add(1, Ordering::AcqRel);
-        Volume { shared }
+        Volume { shared, tenure }
+    }
+
+    fn asked(&self, request: Option<RequestId>) -> Asked {
+        Asked { request, tenure: self.tenure }
     }
 
     /// Its id.
@@ -497,7 +514,7 @@ impl Volume {
     /// # Errors
     /// As [`BlockService::write`].
     pub fn write_reported(&self, offset: u64, data: &[u8]) -> Result<WriteReport> {
-        self.shared.changed(self.shared.write(offset, data, None))
+        self.shared.changed(self.shared.write(offset, data, self.asked(None)))
     }
 }
 
@@ -535,19 +552,19 @@ impl BlockService for Volume {
     }
 
     fn write_zeroes(&self, offset: u64, len: ByteCount) -> Result<Commit> {
-        self.shared.changed(self.shared.write_zeroes(offset, len, None))
+        self.shared.changed(self.shared.write_zeroes(offset, len, self.asked(None)))
     }
 
     fn trim(&self, offset: u64, len: ByteCount) -> Result<Commit> {
-        self.shared.changed(self.shared.trim(offset, len, None))
+        self.shared.changed(self.shared.trim(offset, len, self.asked(None)))
     }
 
     fn change_once(&self, request: RequestId, change: Change<'_>) -> Result<Commit> {
-        let (shared, request) = (&self.shared, Some(request));
+        let (shared, asked) = (&self.shared, self.asked(Some(request)));
         shared.changed(match change {
-            Change::Write { offset, data } => shared.write(offset, data, request).map(|report| report.commit),
-            Change::Zeroes { offset, len } => shared.write_zeroes(offset, len, request),
-            Change::Trim { offset, len } => shared.trim(offset, len, request),
+            Change::Write { offset, data } => shared.write(offset, data, asked).map(|report| report.commit),
+            Change::Zeroes { offset, len } => shared.write_zeroes(offset, len, asked),
+            Change::Trim { offset, len } => shared.trim(offset, len, asked),
         })
     }
 

@@ -256,7 +256,7 @@ impl Cluster {
         let shown = Arc::new(CurrentIdentity::new(Arc::clone(&identity)));
         let node = match &self.data {
             Some(data) => {
-                let disconnect = Arc::clone(&data.disconnect);
+                let (gate, disconnect) = (Arc::clone(&data.gate), Arc::clone(&data.disconnect));
                 let node = Node::start(NodeParts {
                     own,
                     store: Arc::clone(&data.store),
@@ -267,7 +267,10 @@ impl Cluster {
                     identity: Arc::clone(&shown),
                     timing: Timing::default(),
                     upkeep: self.options.upkeep,
-                    disconnect: Box::new(move || disconnect()),
+                    disconnect: Box::new(move || {
+                        gate.end_tenure();
+                        disconnect();
+                    }),
                 })?;
                 // An array that stood alone goes on as it did until this node serves: what is under way is acknowledged by
                 // it, and nobody else is in the set.

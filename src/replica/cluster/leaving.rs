@@ -133,6 +133,7 @@ impl Cluster {
         *self.running.lock() = None;
         data.gate.hold();
         running.end();
+        data.gate.end_tenure();
         (data.disconnect)();
     }
 

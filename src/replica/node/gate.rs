@@ -1,10 +1,10 @@
 //! What stands between the array and whoever asks it: nothing is taken, acknowledged or read out without it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::array::CommitGate;
+use crate::array::{CommitGate, Tenure};
 use crate::error::{Error, ErrorKind, Result};
 use crate::replica::decisions::Position;
 use crate::sync::Mutex;
@@ -26,6 +26,8 @@ pub struct Gate {
     /// Somebody decides, or is about to.
     is_kept: AtomicBool,
     keeper: Mutex<Keeper>,
+    /// How often all clients were let go.
+    tenure: AtomicU64,
 }
 
 /// Who decides.
@@ -51,6 +53,11 @@ impl Gate {
     #[must_use]
     pub fn is_held(&self) -> bool {
         matches!(*self.keeper.lock(), Keeper::Expected)
+    }
+
+    /// All clients are let go: what they have sent until now and was not begun, is never done.
+    pub fn end_tenure(&self) {
+        self.tenure.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The array stands alone from now on.
@@ -86,6 +93,24 @@ impl Gate {
 impl CommitGate for Gate {
     fn admit(&self) -> Result<()> {
         self.ask((), Node::admit)
+    }
+
+    fn admit_of(&self, tenure: Tenure) -> Result<()> {
+        if !self.is_kept.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.admit()?;
+        // A term ends before the next one begins, and with each all clients are let go: whoever is admitted in a later
+        // one than it came in sees that here.
+        if self.tenure() == tenure {
+            return Ok(());
+        }
+        CommitGate::done(self);
+        Err(Error::new(ErrorKind::NotPrimary, "the request came before another node was the primary"))
+    }
+
+    fn tenure(&self) -> Tenure {
+        Tenure(self.tenure.load(Ordering::Acquire))
     }
 
     fn done(&self) {
@@ -203,13 +228,16 @@ impl Node {
         Error::new(ErrorKind::NotPrimary, format!("another node takes over from this one: {error}"))
     }
 
-    /// Waits until `reached`, as long as this node serves.
+    /// Waits until `reached`, as long as this node serves in the same epoch: in another one the same numbers may be
+    /// those of other operations.
     fn wait_until(&self, mut reached: impl FnMut(&mut State) -> bool) -> Result<()> {
         let mut state = self.state.lock();
+        let serving = state.serving;
         loop {
             let (epoch, lsn) = self.parts.store.position();
             state.role.moved(self.now(), Position { epoch, lsn });
-            if state.serving.is_none() || state.serving != state.role.serves() || !self.lives() {
+            let over = state.serving.is_none() || state.serving != serving;
+            if over || state.serving != state.role.serves() || !self.lives() {
                 drop(state);
                 return Err(self.not_primary());
             }
