@@ -145,7 +145,9 @@ impl Node {
         self.state.lock().bookmarks.held = true;
         self.parts.store.make_durable(lsn)?;
         self.durable(lsn)?;
-        self.drop_bookmarks_but(&[id])
+        // A comparison may have begun since.
+        let kept: Vec<Uuid> = std::iter::once(id).chain(self.verifying.bookmark()).collect();
+        self.drop_bookmarks_but(&kept)
     }
 
     fn make_bookmark_in_term(&self) -> Result<Option<(Uuid, Lsn)>> {

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::replica::control::state::FailoverReason;
+use crate::replica::control::state::{Decision, FailoverReason};
+use crate::replica::decisions::Change;
 use crate::replica::epochs::Epochs;
 use crate::replica::history;
 use crate::replica::role::{Action, Input};
@@ -15,9 +16,9 @@ use super::Node;
 
 /// A term that cannot be begun is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
-
 /// After so many failures another member is to take over.
 const FAILURES_MAX: u32 = 3;
+
 impl Node {
     /// Begins and ends terms, in order, and keeps bookmarks.
     pub(super) fn carry_out_changes(self: &Arc<Node>) {
@@ -47,8 +48,8 @@ impl Node {
     fn begin(self: &Arc<Node>, epoch: Epoch) {
         tracing::info!("this node becomes primary in epoch {}.{}", epoch.generation, epoch.number);
         self.end_following();
-        loop {
         let mut failures = 0;
+        loop {
             if self.state.lock().role.serves() != Some(epoch) || !self.lives() {
                 return;
             }
@@ -63,19 +64,19 @@ impl Node {
                         }
                     }
                     drop(state);
-                    self.bookmark_soon();
                     self.step(Input::Begun(epoch));
+                    self.bookmark_soon();
                     self.moved.notify_all();
                     self.ship_to_all(epoch);
                     return;
                 }
                 Err(error) => {
                     tracing::error!("epoch {}.{} cannot begin: {error}", epoch.generation, epoch.number);
-                    self.rest(PAUSE);
                     failures += 1;
                     if failures >= FAILURES_MAX || self.parts.store.has_stopped() {
                         self.step(Input::CannotBegin(epoch));
                     }
+                    self.rest(PAUSE);
                 }
             }
         }
@@ -128,6 +129,21 @@ impl Node {
         if let Some(target) = target {
             tracing::error!("this node takes no writes any more: it hands over to node {}", target.0);
             self.step(Input::HandOver(target));
+        }
+    }
+
+    /// A node that is being compared is no member. Where a decision has taken it in all the same, it asks to be put out:
+    /// the primary sees nothing wrong with it. `asked_at` is when it did so last.
+    pub(super) fn leave_while_syncing(&self, asked_at: &mut Option<Duration>) {
+        let now = self.now();
+        let due = asked_at.is_none_or(|at| now >= at + self.parts.timing.repeat_after);
+        if !due || !self.parts.store.syncing() {
+            return;
+        }
+        let record = self.state.lock().role.record().clone();
+        if record.names(self.parts.own) && record.primary != self.parts.own.node {
+            *asked_at = Some(now);
+            self.parts.control.propose(Decision::Role(record.command(Change::Out(self.parts.own.node))));
         }
     }
 

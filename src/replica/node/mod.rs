@@ -190,9 +190,11 @@ impl Node {
         }));
         node.decided();
         node.spawn("cluster-tick", |node| {
+            let mut left_at = None;
             while node.lives() {
                 node.step(Input::Tick);
                 node.hand_over_where_the_device_failed();
+                node.leave_while_syncing(&mut left_at);
                 node.notes.lock().note(node.parts.store.position().1, node.now());
                 node.rest(node.parts.timing.heartbeat / 2);
             }
@@ -312,7 +314,9 @@ impl Node {
         self.moved.notify_all();
         drop(self.resting.lock());
         self.stopped.notify_all();
-        for thread in std::mem::take(&mut *self.threads.lock()) {
+        // Whoever ends may start another thread first, and notes it under this lock.
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
             let _ = thread.join();
         }
     }

@@ -11,8 +11,7 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::replica::bookmarks;
 use crate::replica::compare::{self, Answer, LISTED_MAX, ObjectFacts, Question, Still};
-use crate::replica::control::state::Decision;
-use crate::replica::decisions::{Change, Incarnation, Member, NodeId, Position};
+use crate::replica::decisions::{Incarnation, Member, NodeId, Position};
 use crate::replica::link::{self, Frame, Link};
 use crate::replica::role::Input;
 use crate::sync::Mutex;
@@ -92,11 +91,18 @@ pub struct Difference {
 #[derive(Default)]
 pub(super) struct Verifying {
     status: Mutex<VerifyStatus>,
+    /// At which bookmark the one under way compares.
+    bookmark: Mutex<Option<Uuid>>,
     /// The one under way is to end.
     stopping: AtomicBool,
 }
 
 impl Verifying {
+    /// The bookmark that is in use by a comparison: another one that is made does not replace it.
+    pub(super) fn bookmark(&self) -> Option<Uuid> {
+        *self.bookmark.lock()
+    }
+
     /// Whether a bookmark is in use by a comparison.
     pub(super) fn is_running(&self) -> bool {
         self.status.lock().phase == VerifyPhase::Running
@@ -200,24 +206,34 @@ impl Node {
         let mut bytes = [0; 16];
         self.parts.environment.random.fill(&mut bytes);
         let id = Uuid::from_random(bytes);
+        *self.verifying.bookmark.lock() = Some(id);
         let compared = self.verify_at(epoch, id);
+        *self.verifying.bookmark.lock() = None;
         self.admit()?;
         let dropped = bookmarks::drop_one(&self.parts.store, id);
         self.done();
-        if let Some(lsn) = dropped? {
+        let dropped = dropped?;
+        if let Some(lsn) = dropped {
             self.parts.store.write_out(lsn)?;
         }
-        compared
+        if compared? && dropped.is_none() {
+            // From then on nothing was compared any more.
+            let what = "the bookmark at which the nodes were compared was given up meanwhile: room was needed, or \
+                        bookmark.keep was over";
+            return Err(Error::new(ErrorKind::Busy, what));
+        }
+        Ok(())
     }
 
-    fn verify_at(self: &Arc<Node>, epoch: Epoch, id: Uuid) -> Result<()> {
+    /// Compares all at a bookmark of this id; whether there was one to be made: an array without volumes has none.
+    fn verify_at(self: &Arc<Node>, epoch: Epoch, id: Uuid) -> Result<bool> {
         let (array, store) = (&self.parts.array, &self.parts.store);
         let now = self.parts.environment.clock.since_unix_epoch().as_millis();
         self.admit()?;
         let made = bookmarks::make(array, store, id, u64::try_from(now).unwrap_or(u64::MAX));
-        let lsn = made.map(|lsn| lsn.unwrap_or(store.position().1));
         self.done();
-        let lsn = lsn?;
+        let made = made?;
+        let lsn = made.unwrap_or(store.position().1);
         store.make_durable(lsn)?;
         self.durable(lsn)?;
         self.verifying.status.lock().position = Some(Position { epoch, lsn });
@@ -260,7 +276,7 @@ impl Node {
                 self.note_unknown(it.member.node, "it left the in-sync set meanwhile".to_owned());
             }
         }
-        Ok(())
+        Ok(made.is_some())
     }
 
     /// Connections to all members; those that cannot be reached are noted.
@@ -492,12 +508,8 @@ impl Node {
             self.rest(self.parts.timing.heartbeat);
         }
         self.parts.ring.mute();
-        self.parts.store.begin_sync()?;
-        // A decision that took it in again may have been on its way.
-        if let Some(record) = listed() {
-            self.parts.control.propose(Decision::Role(record.command(Change::Out(self.parts.own.node))));
-        }
-        Ok(())
+        // Where a decision that took it in again was on its way, it leaves the set once more: `leave_while_syncing`.
+        self.parts.store.begin_sync()
     }
 }
 
