@@ -18,6 +18,9 @@ pub(super) struct NodeFile {
     /// The pool has not been made yet: what the devices hold is given up.
     #[serde(default)]
     pub(super) pool_is_to_be_made: bool,
+    /// The consensus group's file was made: where it is missing, it was lost, and what this node voted for with it.
+    #[serde(default)]
+    pub(super) group_is_made: bool,
 }
 
 pub(super) fn node_file(directory: &Path) -> PathBuf {

@@ -208,6 +208,8 @@ impl Cluster {
         let pool = ArrayPool::of(&data.store).encode();
         let transport = Arc::clone(&calls) as Arc<dyn Transport>;
         let control = RaftControl::create(&path, cluster, own, entry, record, pool, transport)?;
+        let file = node_file_of(&self.options, listen, Some(&ArrayPool::of(&data.store)));
+        write_node_file(&self.options.directory, &NodeFile { group_is_made: true, ..file })?;
         IdentityFiles::in_directory(&self.options.directory).save(&identity, Some(&authority), random)?;
         self.run(listener, member, control, (identity, Some(authority)), calls)
     }
@@ -225,21 +227,37 @@ impl Cluster {
         let own = identity.peer().name.node();
         let own =
             own.ok_or_else(|| Error::new(ErrorKind::Corrupt, "the certificate of this node is a client's"))?;
-        let file = read_node_file(directory)?;
+        let mut file = read_node_file(directory)?;
+        let path = self.control_path();
+        let there = path.try_exists().unwrap_or(true);
+        if file.group_is_made && !there {
+            // With an empty log it could vote twice in one election.
+            let what = format!(
+                "{} is missing, and with it what this node has voted for: `sinter cluster remove`, asked of another node, \
+                 takes it out; without {} it joins anew",
+                path.display(),
+                directory.display()
+            );
+            return Err(Error::new(ErrorKind::Corrupt, what));
+        }
         if file.pool_is_to_be_made && self.data.is_some() {
-            write_node_file(directory, &NodeFile { pool_is_to_be_made: false, ..file.clone() })?;
+            file.pool_is_to_be_made = false;
+            write_node_file(directory, &file)?;
         }
         let listener = bind(listen_address(self.options.listen, Some(file.listen))?)?;
         let cluster = identity.peer().cluster;
         let identity = Arc::new(identity);
         let calls = Arc::new(Calls(CallPool::new(Arc::clone(&identity))));
         let transport = Arc::clone(&calls) as Arc<dyn Transport>;
-        let path = self.control_path();
-        let there = path.try_exists().unwrap_or(true);
         let control = match there {
             true => RaftControl::open(&path, own, transport)?,
             false => RaftControl::join(&path, cluster, own, transport)?,
         };
+        if !file.group_is_made {
+            // Before anything is answered from it.
+            file.group_is_made = true;
+            write_node_file(directory, &file)?;
+        }
         let member = Member { node: own, incarnation: Incarnation(self.environment.random.number()) };
         self.run(listener, member, control, (identity, authority), calls).map(Some)
     }
@@ -406,5 +424,6 @@ fn unusable(address: SocketAddr, error: std::io::Error) -> Error {
 
 fn node_file_of(options: &ClusterOptions, listen: SocketAddr, pool: Option<&ArrayPool>) -> NodeFile {
     let pool = pool.map(|pool| BASE64_STANDARD.encode(pool.encode()));
-    NodeFile { name: options.name.clone(), listen, pool, pool_is_to_be_made: false }
+    let name = options.name.clone();
+    NodeFile { name, listen, pool, pool_is_to_be_made: false, group_is_made: false }
 }
