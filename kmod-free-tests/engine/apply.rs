@@ -8,11 +8,11 @@ use sinter::device::faulty::{FaultPlan, FaultyDisk};
 use sinter::error::ErrorKind;
 use sinter::format::batch::{LoggedOperation, MappingRecord};
 use sinter::store::{
-    Applied, CloneRequest, Commit, CommitSink, Shipment, ShippedMapping, ShippedOperation, ShippedPayload,
-    Store,
+    Applied, CloneRecord, CloneRequest, Commit, CommitSink, Shipment, ShippedMapping, ShippedOperation,
+    ShippedPayload, Store,
 };
 use sinter::sync::seeded::SeededNumbers;
-use sinter::units::{BlockCount, ByteCount, Epoch, Fingerprint, Lba, Lsn};
+use sinter::units::{BlockCount, ByteCount, Epoch, Fingerprint, Lba, Lsn, ObjectNumber};
 
 use crate::pool::Pool;
 use crate::{assert_sound, blocks, read};
@@ -340,4 +340,44 @@ fn a_term_that_is_over_is_refused_also_after_a_restart() {
     let zero = Shipment { epoch: write.epoch, ..zero };
     assert_eq!(secondary.apply(&zero).unwrap(), Applied::UpTo(Lsn(3)));
     same(&primary, &secondary, 8);
+}
+
+#[test]
+fn a_secondary_takes_nodes_apart_where_too_many_wait() {
+    const LEAVES: u64 = 5200;
+    let pool = Pool::new(9);
+    let store = pool.create();
+    let (object, size) = (ObjectNumber(1), BlockCount(LEAVES * 512));
+    let apply = |operation: ShippedOperation| {
+        let lsn = store.last_lsn().next();
+        let shipment = Shipment { epoch: store.position().0, lsn, operation, origin: None };
+        assert_eq!(store.apply(&shipment).unwrap(), Applied::UpTo(lsn));
+    };
+    let zero = |leaf: u64| {
+        apply(ShippedOperation::Zero { object, first: Lba(leaf * 512), count: BlockCount(512) });
+    };
+    apply(ShippedOperation::CreateObject { object, size, opaque: vec![] });
+    for leaf in 0..LEAVES {
+        let (mappings, payloads) = (vec![ShippedMapping::Pattern(7)], Arc::default());
+        apply(ShippedOperation::Write { object, first: Lba(leaf * 512), mappings, payloads });
+    }
+    let other = ObjectNumber(2);
+    apply(ShippedOperation::CreateObject { object: other, size, opaque: vec![] });
+    for some in 0..5 {
+        (some * 1000..(some + 1) * 1000).for_each(zero);
+        store.checkpoint().unwrap();
+    }
+    let clones = vec![CloneRecord { object: ObjectNumber(3), source: other, opaque: vec![] }];
+    for (operation, releases) in [
+        (ShippedOperation::CloneObjects { clones }, false),
+        (ShippedOperation::Zero { object, first: Lba(5000 * 512), count: BlockCount(512) }, true),
+        (ShippedOperation::RestoreObject { object: other, source: object, size, opaque: vec![] }, true),
+        (ShippedOperation::DeleteObject { object }, true),
+    ] {
+        let before = store.statistics();
+        assert!(before.nodes_waiting > 4200, "{} nodes wait", before.nodes_waiting);
+        apply(operation.clone());
+        let released = store.statistics().nodes_released - before.nodes_released;
+        assert_eq!(released > 0, releases, "{released} nodes for {operation:?}");
+    }
 }

@@ -245,6 +245,9 @@ impl Store {
                 }
             }
         };
+        if matches!(other, LoggedOperation::DeleteObject { .. } | LoggedOperation::RestoreObject { .. }) {
+            self.release_before_adding()?;
+        }
         self.run(Caller::Request, |core| {
             core.in_its_turn(turn, |core| self.enter_management(core, &other).map(|_| ()))
         })
@@ -252,6 +255,7 @@ impl Store {
 
     fn apply_zero(&self, turn: Turn, object: ObjectNumber, first: Lba, count: BlockCount) -> Result<Applied> {
         let operation = LoggedOperation::Zero { object, first, count };
+        self.release_before_adding()?;
         self.run(Caller::Request, |core| {
             core.in_its_turn(turn, |core| {
                 core.writable()?;
