@@ -189,7 +189,7 @@ fn a_pool_of_another_format_version_is_named_and_left_alone() {
             [serve(scratch.path(), &["--device", device]), check(scratch.path(), &["--device", device])]
         {
             let error = failure(&refused, 11);
-            assert!(error.contains(&format!("version {version}")) && error.contains("version 3"), "{error}");
+            assert!(error.contains(&format!("version {version}")) && error.contains("version 4"), "{error}");
         }
         assert!(std::fs::read(&path).unwrap() == content, "nothing was written");
     }

@@ -10,6 +10,7 @@ mod nodes;
 mod oracle;
 #[path = "../common/pool.rs"]
 mod pool;
+mod secondaries;
 mod streams;
 mod whole;
 mod world;

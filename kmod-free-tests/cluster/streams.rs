@@ -414,7 +414,7 @@ impl Connection {
             let message = Downstream::decode(&body).unwrap();
             assert!(message.encode() == body, "a message has one encoding");
             seen.adopted += u64::from(matches!(message, Downstream::Adopt(_)));
-            self.follower.receive(message)?;
+            self.follower.receive(message, body.len())?;
         }
         if let Some(needs) = self.follower.work()? {
             seen.needs += 1;
@@ -435,7 +435,7 @@ impl Connection {
         match Upstream::decode(&body).unwrap() {
             Upstream::Applied { items, applied, .. } => self.stream.applied(items, applied),
             Upstream::Needs { item, positions } => {
-                self.down.push_back(self.stream.payloads(item, &positions)?)
+                self.down.push_back(self.stream.payloads(item, &positions, &mut |_| ())?)
             }
             other => panic!("{other:?}"),
         }

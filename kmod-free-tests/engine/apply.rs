@@ -44,6 +44,7 @@ impl CommitSink for Shipper {
                     match *mapping {
                         MappingRecord::Hole => ShippedMapping::Hole,
                         MappingRecord::Pattern(word) => ShippedMapping::Pattern(word),
+                        MappingRecord::Lost => ShippedMapping::Lost,
                         MappingRecord::Existing { .. } => {
                             ShippedMapping::Block { fingerprint, payload: None }
                         }

@@ -8,7 +8,8 @@ use sinter::device::faulty::{FaultPlan, FaultyDisk};
 use sinter::error::ErrorKind;
 use sinter::format::operation::CloneRecord;
 use sinter::store::{
-    Applied, CloneRequest, PoolIdentity, Shipment, ShippedMapping, ShippedOperation, ShippedPayload, Store,
+    Applied, BlockAt, CloneRequest, PoolIdentity, Shipment, ShippedMapping, ShippedOperation, ShippedPayload,
+    Store,
 };
 use sinter::sync::seeded::SeededNumbers;
 use sinter::units::{BlockCount, ByteCount, Epoch, Fingerprint, Lba, Lsn, ObjectNumber};
@@ -138,7 +139,10 @@ fn stored(
     fingerprint: &Fingerprint,
 ) -> Option<(Vec<u8>, u64)> {
     let known = store.stored_block(fingerprint).unwrap();
-    known.or_else(|| store.stored_block_at(object, lba, fingerprint).unwrap())
+    known.or_else(|| match store.block_at(object, lba, fingerprint).unwrap() {
+        BlockAt::Stored(stored, checksum) => Some((stored, checksum)),
+        _ => None,
+    })
 }
 
 /// A secondary whose machine may stop at any moment.
@@ -346,6 +350,6 @@ fn an_operation_of_this_stores_own_keeps_the_numbers_of_objects() {
     assert_eq!(far.unwrap_err().kind(), ErrorKind::Invalid);
     let unknown = Fingerprint([7; 16]);
     assert_eq!(store.stored_block(&unknown).unwrap(), None);
-    assert_eq!(store.stored_block_at(ObjectNumber(3), Lba(0), &unknown).unwrap(), None);
-    assert_eq!(store.stored_block_at(ObjectNumber(99), Lba(0), &unknown).unwrap(), None);
+    assert_eq!(store.block_at(ObjectNumber(3), Lba(0), &unknown).unwrap(), BlockAt::Another);
+    assert_eq!(store.block_at(ObjectNumber(99), Lba(0), &unknown).unwrap(), BlockAt::Another);
 }

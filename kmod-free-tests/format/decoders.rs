@@ -79,6 +79,7 @@ fn sign(kind: usize, bytes: &mut [u8]) {
 fn mapping() -> impl Strategy<Value = MappingRecord> {
     prop_oneof![
         Just(MappingRecord::Hole),
+        Just(MappingRecord::Lost),
         any::<u32>().prop_map(MappingRecord::Pattern),
         (0u64..1 << 48, 1u16..=4096, any::<[u8; 16]>(), any::<u64>()).prop_map(
             |(block, stored_len, fingerprint, checksum)| MappingRecord::New {

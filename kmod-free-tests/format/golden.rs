@@ -1,4 +1,4 @@
-//! The bytes of each structure, as they were when version 3 was fixed. A change here is a change of the format: it
+//! The bytes of each structure, as they were when version 4 was fixed. A change here is a change of the format: it
 //! takes a new version.
 
 use std::fmt::Write as _;

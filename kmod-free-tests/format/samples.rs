@@ -86,6 +86,7 @@ pub(crate) fn operations() -> Vec<LoggedOperation> {
                 new(501),
                 MappingRecord::Existing { block: BlockId(3), dead_len: 0 },
                 MappingRecord::Existing { block: BlockId(4), dead_len: 17 },
+                MappingRecord::Lost,
             ],
         },
         LoggedOperation::Zero { object, first: Lba(9), count: BlockCount(1 << 20) },

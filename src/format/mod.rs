@@ -19,7 +19,7 @@ pub mod system;
 pub mod unpack;
 
 /// Version of the whole media format; a pool of another version is refused.
-pub const FORMAT_VERSION: u16 = 3;
+pub const FORMAT_VERSION: u16 = 4;
 
 /// Everything in a segment starts at a multiple of this many bytes.
 pub const GRAIN_BYTES: usize = 16;

@@ -18,6 +18,8 @@ pub enum MappingRecord {
     Hole,
     /// A repeated 32-bit word.
     Pattern(u32),
+    /// What was there is lost: reading it is an error.
+    Lost,
     /// A block whose payload is in this frame.
     New {
         /// The id it was given.
@@ -131,6 +133,7 @@ const TAG_NEW: u8 = 2;
 const TAG_NEW_NEXT: u8 = 3;
 const TAG_EXISTING: u8 = 4;
 const TAG_EXISTING_DEAD: u8 = 5;
+const TAG_LOST: u8 = 6;
 
 impl LoggedOperation {
     /// The records of a frame whose payloads take `payload_len` bytes, padding included.
@@ -305,6 +308,7 @@ fn encode_mappings(mappings: &[MappingRecord], body: &mut Vec<u8>) {
                 body.put_u8(TAG_PATTERN);
                 body.put_u32(word);
             }
+            MappingRecord::Lost => body.put_u8(TAG_LOST),
             MappingRecord::New { block, stored_len, fingerprint, checksum } => {
                 if expected == Some(block.0) {
                     body.put_u8(TAG_NEW_NEXT);
@@ -337,6 +341,7 @@ fn decode_mappings(reader: &mut Reader<'_>, count: usize) -> Option<Vec<MappingR
         mappings.push(match reader.u8()? {
             TAG_HOLE => MappingRecord::Hole,
             TAG_PATTERN => MappingRecord::Pattern(reader.u32()?),
+            TAG_LOST => MappingRecord::Lost,
             tag @ (TAG_NEW | TAG_NEW_NEXT) => {
                 let block = if tag == TAG_NEW { reader.u48()? } else { next? };
                 next = Some(block + 1);

@@ -207,6 +207,7 @@ fn mapped(mapping: &ShippedMapping) -> Mapped {
             bytes[0] = 2;
             bytes[1..].copy_from_slice(&fingerprint.0);
         }
+        ShippedMapping::Lost => bytes[0] = 3,
     }
     Mapped(bytes)
 }

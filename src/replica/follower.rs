@@ -16,7 +16,12 @@ use crate::units::{BlockCount, Lsn, ObjectNumber};
 use super::bookmarks::Inventory;
 use super::decisions::{Member, Position};
 use super::ring::Ring;
+use super::stream::{IN_FLIGHT_BYTES_MAX, IN_FLIGHT_ITEMS_MAX};
 use super::wire::{Base, BroughtPayload, Downstream, ItemNumber, Standing, Upstream};
+
+/// What has come and is not applied, at most: twice what a primary that keeps to the rules has on its way.
+const QUEUED_ITEMS_MAX: usize = 2 * IN_FLIGHT_ITEMS_MAX;
+const QUEUED_BYTES_MAX: usize = 2 * IN_FLIGHT_BYTES_MAX;
 
 /// Operations that objects begin with are answered for in groups of so many.
 const GROUP: usize = 64;
@@ -34,12 +39,15 @@ pub struct Follower {
     ring: Arc<Ring>,
     own: Member,
     mode: Mode,
-    /// What has come and is not applied, with its number.
-    queue: VecDeque<(ItemNumber, Downstream)>,
+    /// What has come and is not applied, with its number and its bytes on the wire.
+    queue: VecDeque<(ItemNumber, usize, Downstream)>,
+    queued_bytes: usize,
     received: ItemNumber,
     done: ItemNumber,
-    /// The payloads of the first item in the queue have been asked for.
-    asked: bool,
+    /// The payloads of these blocks of the first item in the queue have been asked for, and have not come.
+    asked: Option<Vec<u16>>,
+    /// Those of these blocks have come.
+    brought: BTreeSet<u16>,
     /// Items that were answered for.
     reported: ItemNumber,
     /// Operations made durable.
@@ -74,9 +82,11 @@ impl Follower {
             own,
             mode: Mode::Opened,
             queue: VecDeque::new(),
+            queued_bytes: 0,
             received: ItemNumber(0),
             done: ItemNumber(0),
-            asked: false,
+            asked: None,
+            brought: BTreeSet::new(),
             reported: ItemNumber(0),
             durable: Lsn(0),
         }
@@ -121,31 +131,43 @@ impl Follower {
         self.is_prefix().then_some(Position { epoch, lsn })
     }
 
-    /// Takes in what has come; it is applied by `work`.
+    /// Takes in what has come, so many bytes on the wire; it is applied by `work`.
     ///
     /// # Errors
-    /// `Invalid` for payloads that were not asked for.
-    pub fn receive(&mut self, message: Downstream) -> Result<()> {
-        if let Downstream::Payloads { item, payloads } = message {
-            let (first, waiting) = self
-                .queue
-                .front_mut()
-                .filter(|(first, _)| *first == item)
-                .map(|(_, it)| (item, it))
-                .ok_or_else(|| {
-                    Error::new(
-                        ErrorKind::Invalid,
-                        format!("payloads for item {}, which asks for none", item.0),
-                    )
-                })?;
-            bring(waiting, &payloads).ok_or_else(|| {
-                Error::new(ErrorKind::Invalid, format!("item {} has no such payloads", first.0))
-            })?;
-            self.asked = false;
-            return Ok(());
+    /// `Invalid` for payloads that were not asked for, and for far more than a primary may have on its way: the stream
+    /// ends.
+    pub fn receive(&mut self, message: Downstream, bytes: usize) -> Result<()> {
+        if let Downstream::Payloads { item, payloads, lost } = message {
+            return self.receive_payloads(item, &payloads, &lost);
         }
+        if self.queue.len() >= QUEUED_ITEMS_MAX || self.queued_bytes.saturating_add(bytes) > QUEUED_BYTES_MAX
+        {
+            let what = "the primary sends more than it may have on its way";
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        self.queued_bytes += bytes;
         self.received.0 += 1;
-        self.queue.push_back((self.received, message));
+        self.queue.push_back((self.received, bytes, message));
+        Ok(())
+    }
+
+    fn receive_payloads(
+        &mut self,
+        item: ItemNumber,
+        payloads: &[BroughtPayload],
+        lost: &[u16],
+    ) -> Result<()> {
+        let refused = |what: &str| Error::new(ErrorKind::Invalid, format!("item {} {what}", item.0));
+        let asked = self.asked.take().ok_or_else(|| refused("asks for no payloads"))?;
+        let mut came: Vec<u16> = payloads.iter().map(|it| it.position).chain(lost.iter().copied()).collect();
+        came.sort_unstable();
+        if came != asked {
+            return Err(refused("was not brought what was asked for"));
+        }
+        let waiting = self.queue.front_mut().filter(|(first, ..)| *first == item);
+        let (.., waiting) = waiting.ok_or_else(|| refused("asks for no payloads"))?;
+        bring(waiting, payloads, lost).ok_or_else(|| refused("has no such payloads"))?;
+        self.brought.extend(came);
         Ok(())
     }
 
@@ -154,13 +176,21 @@ impl Follower {
     /// # Errors
     /// What could not be applied, and why: the stream ends.
     pub fn work(&mut self) -> Result<Option<Upstream>> {
-        while !self.asked {
-            let Some((item, message)) = self.queue.pop_front() else { return Ok(None) };
+        while self.asked.is_none() {
+            let Some((item, bytes, message)) = self.queue.pop_front() else { return Ok(None) };
             match self.apply(message)? {
-                None => self.done = item,
+                None => {
+                    self.done = item;
+                    self.queued_bytes -= bytes;
+                    self.brought.clear();
+                }
                 Some((message, positions)) => {
-                    self.queue.push_front((item, message));
-                    self.asked = true;
+                    if positions.iter().any(|position| self.brought.contains(position)) {
+                        let what = format!("item {} lacks payloads that were brought", item.0);
+                        return Err(Error::new(ErrorKind::Invalid, what));
+                    }
+                    self.queue.push_front((item, bytes, message));
+                    self.asked = Some(positions.clone());
                     return Ok(Some(Upstream::Needs { item, positions }));
                 }
             }
@@ -358,8 +388,8 @@ impl Follower {
     }
 }
 
-/// Adds payloads to an operation.
-fn bring(message: &mut Downstream, brought: &[BroughtPayload]) -> Option<()> {
+/// Adds payloads to an operation; the blocks that are lost are lost wherever it names them.
+fn bring(message: &mut Downstream, brought: &[BroughtPayload], lost: &[u16]) -> Option<()> {
     let (Downstream::Operation(Shipment { operation, .. }) | Downstream::Piece(operation)) = message else {
         return None;
     };
@@ -374,6 +404,16 @@ fn bring(message: &mut Downstream, brought: &[BroughtPayload]) -> Option<()> {
         let len = u16::try_from(payload.stored.len()).ok()?;
         bytes.extend_from_slice(&payload.stored);
         *place = Some(ShippedPayload { offset, len, checksum: payload.checksum });
+    }
+    for position in lost {
+        let ShippedMapping::Block { fingerprint, .. } = *mappings.get(usize::from(*position))? else {
+            return None;
+        };
+        for mapping in mappings.iter_mut() {
+            if matches!(mapping, ShippedMapping::Block { fingerprint: other, .. } if *other == fingerprint) {
+                *mapping = ShippedMapping::Lost;
+            }
+        }
     }
     Some(())
 }

@@ -257,6 +257,7 @@ fn shipped(commit: &Commit<'_>) -> Option<ShippedOperation> {
             let mappings = named.map(|(mapping, fingerprint)| match *mapping {
                 MappingRecord::Hole => ShippedMapping::Hole,
                 MappingRecord::Pattern(word) => ShippedMapping::Pattern(word),
+                MappingRecord::Lost => ShippedMapping::Lost,
                 MappingRecord::Existing { .. } => {
                     ShippedMapping::Block { fingerprint: *fingerprint, payload: None }
                 }

@@ -18,8 +18,8 @@ use std::sync::Arc;
 
 use crate::array::Array;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{SessionsPicture, Shipment, ShippedMapping, ShippedOperation, Store};
-use crate::units::{BlockCount, ByteCount, Epoch, Lsn};
+use crate::store::{BlockAt, SessionsPicture, Shipment, ShippedMapping, ShippedOperation, Store};
+use crate::units::{BlockCount, ByteCount, Epoch, Fingerprint, Lba, Lsn, ObjectNumber};
 
 use self::comparing::{Comparison, Work};
 use super::decisions::{Member, Position};
@@ -27,10 +27,10 @@ use super::epochs::Epochs;
 use super::ring::{Next, Ring};
 use super::wire::{self, BroughtPayload, Downstream, ItemNumber, Standing};
 
-/// Bytes that a secondary has been sent and has not answered for, at most.
-const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
+/// Bytes that a secondary has been sent and has not answered for, at most, but for one item more.
+pub const IN_FLIGHT_BYTES_MAX: usize = 8 << 20;
 /// The same in items.
-const IN_FLIGHT_ITEMS_MAX: usize = 4096;
+pub const IN_FLIGHT_ITEMS_MAX: usize = 4096;
 /// Looks of one call.
 const LOOKS_MAX: usize = 64;
 /// A cursor is put behind so many bytes of pieces and payloads.
@@ -395,11 +395,18 @@ impl Stream {
         }
     }
 
-    /// The payloads that the secondary asks for.
+    /// The payloads that the secondary asks for. Blocks that cannot be read are handed to `repair` first, which may have
+    /// them written anew; those that still cannot be read then are lost to the secondary as they are here.
     ///
     /// # Errors
-    /// `Invalid` for what was not sent; `Changed` for a block that is not here any more.
-    pub fn payloads(&mut self, item: ItemNumber, positions: &[u16]) -> Result<Vec<u8>> {
+    /// `Invalid` for what was not sent, and for positions that do not ascend; `Changed` for a block that is not here any
+    /// more.
+    pub fn payloads(
+        &mut self,
+        item: ItemNumber,
+        positions: &[u16],
+        repair: &mut dyn FnMut(&[Fingerprint]),
+    ) -> Result<Vec<u8>> {
         let sent = self.in_flight.iter().find(|sent| sent.item == item);
         let operation = match sent.map(|sent| &sent.what) {
             Some(What::Operation(shipment)) => Some(&shipment.operation),
@@ -409,7 +416,13 @@ impl Stream {
         let Some(ShippedOperation::Write { object, first, mappings, .. }) = operation else {
             return Err(Error::new(ErrorKind::Invalid, format!("item {} has no payloads", item.0)));
         };
+        if positions.is_empty() || !positions.is_sorted_by(|one, other| one < other) {
+            let what = format!("node {} asks for blocks of item {} out of order", self.peer.node.0, item.0);
+            return Err(Error::new(ErrorKind::Invalid, what));
+        }
+        let (object, first) = (*object, *first);
         let mut payloads = Vec::with_capacity(positions.len().min(mappings.len()));
+        let mut unreadable: Vec<(u16, Fingerprint)> = Vec::new();
         for position in positions {
             let Some(ShippedMapping::Block { fingerprint, .. }) = mappings.get(usize::from(*position)) else {
                 return Err(Error::new(
@@ -417,27 +430,72 @@ impl Stream {
                     format!("block {position} of item {} is none", item.0),
                 ));
             };
-            let lba = first.plus(u64::from(*position));
-            let stored = match self.store.stored_block_at(*object, lba, fingerprint)? {
-                Some(stored) => Some(stored),
-                None => self.store.stored_block(fingerprint)?,
-            };
-            let (stored, checksum) = stored.ok_or_else(|| {
-                let what = format!(
-                    "block {lba} of object {object} was overwritten before node {} had it",
-                    self.peer.node.0
-                );
-                Error::new(ErrorKind::Changed, what)
-            })?;
-            payloads.push(BroughtPayload { position: *position, stored, checksum });
+            match self.find_block(object, first, mappings, *position, fingerprint)? {
+                Some((stored, checksum)) => {
+                    payloads.push(BroughtPayload { position: *position, stored, checksum });
+                }
+                None => unreadable.push((*position, *fingerprint)),
+            }
         }
+        let mut lost = Vec::new();
+        if !unreadable.is_empty() {
+            repair(&unreadable.iter().map(|(_, fingerprint)| *fingerprint).collect::<Vec<_>>());
+        }
+        for (position, fingerprint) in unreadable {
+            match self.find_block(object, first, mappings, position, &fingerprint)? {
+                Some((stored, checksum)) => payloads.push(BroughtPayload { position, stored, checksum }),
+                None => {
+                    tracing::warn!(
+                        "block {} of object {object} cannot be read here: it is lost to node {}, too",
+                        first.plus(u64::from(position)),
+                        self.peer.node.0
+                    );
+                    lost.push(position);
+                }
+            }
+        }
+        payloads.sort_by_key(|payload| payload.position);
         self.misses = self
             .misses
             .saturating_add(u32::try_from(payloads.len()).unwrap_or(u32::MAX))
             .min(8 * MISSES_MANY);
-        let body = Downstream::Payloads { item, payloads }.encode();
+        let body = Downstream::Payloads { item, payloads, lost }.encode();
         self.sent_bytes += body.len() as u64;
         self.comparison_bytes += body.len() as u64;
         Ok(body)
+    }
+
+    /// The stored bytes of a block that was named, and their checksum; nothing where it is still mapped at one of its
+    /// places in the item, and cannot be read.
+    fn find_block(
+        &self,
+        object: ObjectNumber,
+        first: Lba,
+        mappings: &[ShippedMapping],
+        position: u16,
+        fingerprint: &Fingerprint,
+    ) -> Result<Option<(Vec<u8>, u64)>> {
+        let lba = first.plus(u64::from(position));
+        let same = |mapping: &ShippedMapping| matches!(mapping, ShippedMapping::Block { fingerprint: other, .. } if other == fingerprint);
+        // The same content may be stored twice: what is bad at one place may be good at another.
+        let others = (first.0..).map(Lba).zip(mappings).filter(|(at, it)| *at != lba && same(it));
+        let mut unreadable = false;
+        for at in std::iter::once(lba).chain(others.map(|(at, _)| at)) {
+            match self.store.block_at(object, at, fingerprint)? {
+                BlockAt::Stored(stored, checksum) => return Ok(Some((stored, checksum))),
+                BlockAt::Unreadable => unreadable = true,
+                BlockAt::Another => {}
+            }
+        }
+        match self.store.stored_block(fingerprint)? {
+            None if !unreadable => {
+                let what = format!(
+                    "block {lba} of object {object} was overwritten before node {} had it",
+                    self.peer.node.0
+                );
+                Err(Error::new(ErrorKind::Changed, what))
+            }
+            found => Ok(found),
+        }
     }
 }

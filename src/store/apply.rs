@@ -130,6 +130,8 @@ pub enum ShippedMapping {
     Hole,
     /// A repeated 32-bit word.
     Pattern(u32),
+    /// What whoever ships it cannot read: reading it is an error here, too.
+    Lost,
     /// The block with this fingerprint.
     Block {
         /// The fingerprint, under the key that all nodes of an array share.
@@ -347,6 +349,10 @@ impl Store {
                 }
                 ShippedMapping::Pattern(word) => {
                     blocks.push(Reduced::Pattern(word));
+                    continue;
+                }
+                ShippedMapping::Lost => {
+                    blocks.push(Reduced::Lost);
                     continue;
                 }
                 ShippedMapping::Block { fingerprint, payload } => (fingerprint, payload),

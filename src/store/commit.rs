@@ -57,6 +57,8 @@ impl WriteOutcome {
 pub(crate) enum Reduced {
     Zero,
     Pattern(u32),
+    /// Another node could not read it.
+    Lost,
     /// Stored already, as far as could be seen.
     Candidate {
         block: BlockId,
@@ -87,7 +89,9 @@ impl Reduction {
     fn fingerprints(&self) -> Vec<Fingerprint> {
         let of = |reduced: &Reduced| match reduced {
             Reduced::Candidate { fingerprint, .. } | Reduced::Stored { fingerprint, .. } => *fingerprint,
-            Reduced::Zero | Reduced::Pattern(_) | Reduced::Twin { .. } => Fingerprint::default(),
+            Reduced::Zero | Reduced::Pattern(_) | Reduced::Lost | Reduced::Twin { .. } => {
+                Fingerprint::default()
+            }
         };
         let twin_of = |reduced: &Reduced| match reduced {
             Reduced::Twin { of: first } => of(&self.blocks[*first]),
@@ -298,6 +302,7 @@ impl Store {
             let mapping = match *reduced {
                 Reduced::Zero => MappingRecord::Hole,
                 Reduced::Pattern(word) => MappingRecord::Pattern(word),
+                Reduced::Lost => MappingRecord::Lost,
                 Reduced::Candidate { block, fingerprint } => {
                     if core.verdict(block, &fingerprint)? != Verdict::Same {
                         return Ok(None);
@@ -368,6 +373,7 @@ impl Store {
             match *mapping {
                 MappingRecord::Hole => outcome.zero_blocks += 1,
                 MappingRecord::Pattern(_) => outcome.pattern_blocks += 1,
+                MappingRecord::Lost => {}
                 MappingRecord::Existing { .. } => outcome.duplicate_blocks += 1,
                 MappingRecord::New { block, stored_len, fingerprint, .. } => {
                     outcome.new_blocks += 1;

@@ -65,6 +65,7 @@ pub use self::sessions::{
     Origin, PARTS_MAX, Part, Progress, REQUEST_WINDOW, SESSIONS_MAX, SessionPicture, Sessions,
     SessionsPicture,
 };
+pub use self::shipping::BlockAt;
 pub use self::statistics::{CarriedFigures, CollectionState, StoreStatistics};
 pub use self::walk::{OccupiedWalk, ReclaimWalk, Reclaimable};
 pub use crate::format::objects::OPAQUE_BYTES_MAX;

@@ -344,6 +344,7 @@ impl Core {
             .map(|mapping| match *mapping {
                 MappingRecord::Hole => Mapping::Hole,
                 MappingRecord::Pattern(word) => Mapping::Pattern(word),
+                MappingRecord::Lost => Mapping::Lost,
                 MappingRecord::New { block, stored_len, fingerprint, checksum } => {
                     let location =
                         Location { segment: place.segment, offset: pass(stored_len), len: stored_len };

@@ -307,7 +307,7 @@ impl Core {
 
     /// The kinds of the blocks from `first` to the end of their leaf, or of the subtree that is not there, and how
     /// many blocks that is.
-    fn leaf_kinds(
+    pub(super) fn leaf_kinds(
         &mut self,
         root: ObjectRoot,
         first: Lba,

@@ -5,17 +5,33 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::checksum;
 use crate::format::location::Location;
-use crate::format::page::Mapping;
+use crate::format::page::{Mapping, PageKey, PagePointer};
 use crate::units::{BlockCount, BlockId, Fingerprint, Lba, ObjectNumber};
 
 use super::Store;
 use super::apply::{MAPPINGS_MAX, ShippedMapping};
 use super::core::{Core, Stall};
-use super::map::ObjectRoot;
+use super::map::{ObjectRoot, span};
+use super::read::MappedRun;
 use super::run::Caller;
 
 /// The stored bytes of a block, and their checksum.
 type Stored = (Vec<u8>, u64);
+
+/// A page as it could not be read.
+type Damaged = (PageKey, PagePointer);
+
+/// What an object holds at a place where it held a block with some fingerprint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BlockAt {
+    /// The stored bytes of that block, and their checksum.
+    Stored(Vec<u8>, u64),
+    /// That block or whatever else, and it cannot be read: it fails its check, or it was given up as lost, or what
+    /// leads to it is damaged.
+    Unreadable,
+    /// Something else, or the object is gone.
+    Another,
+}
 
 /// Where the stored bytes of a block are.
 enum Held {
@@ -39,15 +55,69 @@ impl Store {
         count: BlockCount,
         deliver: &mut dyn FnMut(&[ShippedMapping]),
     ) -> Result<()> {
-        if count.0 > MAPPINGS_MAX as u64 {
-            let what = format!("{count} blocks are asked for: at most {MAPPINGS_MAX} are shipped at once");
-            return Err(Error::new(ErrorKind::Invalid, what));
-        }
+        check_count(count)?;
         let mut mappings = Vec::with_capacity(MAPPINGS_MAX);
         self.run(Caller::Request, |core| {
             mappings.clear();
-            core.ship_mappings(object, first, count.0, &mut mappings)?;
+            core.ship_mappings(object, first, count.0, None, &mut mappings)?;
             deliver(&mappings);
+            Ok(())
+        })
+    }
+
+    /// As `shipped_mappings`, but that what is lost, or cannot be told because a page is damaged, is delivered as lost.
+    ///
+    /// # Errors
+    /// As `shipped_mappings`, but `Corrupt`.
+    pub fn mappings_as_far_as_readable(
+        &self,
+        object: ObjectNumber,
+        first: Lba,
+        count: BlockCount,
+        deliver: &mut dyn FnMut(&[ShippedMapping]),
+    ) -> Result<()> {
+        check_count(count)?;
+        let mut mappings = Vec::with_capacity(MAPPINGS_MAX);
+        let mut damaged: Vec<Damaged> = Vec::new();
+        loop {
+            let mut asked = None;
+            let outcome = self.run(Caller::Request, |core| {
+                mappings.clear();
+                let shipped = core.ship_mappings(object, first, count.0, Some(&damaged), &mut mappings);
+                asked = match &shipped {
+                    Err(Stall::Load(key, pointer)) => Some((*key, *pointer)),
+                    _ => None,
+                };
+                shipped?;
+                deliver(&mappings);
+                Ok(())
+            });
+            match (outcome, asked) {
+                // What it leads to is lost, unless somebody has written the page anew by the next attempt.
+                (Err(error), Some(page)) if error.kind() == ErrorKind::Corrupt => damaged.push(page),
+                (outcome, _) => return outcome,
+            }
+        }
+    }
+
+    /// Hands the kinds of what an object maps from `first` on, for at least one and at most `count` blocks, to `deliver`,
+    /// as `shipped_mappings` does.
+    ///
+    /// # Errors
+    /// `Invalid` for a range that is not within the object; `NotFound`; `Corrupt`, `Device` for what cannot be read.
+    /// Then nothing was delivered.
+    pub fn shipped_kinds(
+        &self,
+        object: ObjectNumber,
+        first: Lba,
+        count: BlockCount,
+        deliver: &mut dyn FnMut(&[MappedRun]),
+    ) -> Result<()> {
+        self.run(Caller::Request, |core| {
+            let root = core.root_for_range(object, first, count.0)?;
+            let (_, kinds) = core.leaf_kinds(root, first, count.0)?;
+            let runs = kinds.into_iter().map(|(blocks, kind)| MappedRun { blocks: BlockCount(blocks), kind });
+            deliver(&runs.collect::<Vec<_>>());
             Ok(())
         })
     }
@@ -59,56 +129,61 @@ impl Store {
     /// `Device`.
     pub fn stored_block(&self, fingerprint: &Fingerprint) -> Result<Option<(Vec<u8>, u64)>> {
         match self.index.probe(fingerprint) {
-            Some(block) => self.read_held(|core| core.hold(block, fingerprint)),
+            Some(block) => match self.run(Caller::Request, |core| core.hold(block, fingerprint)) {
+                Ok(held) => held.map_or(Ok(None), |held| self.read_held(&held)),
+                // A page that is damaged costs this block: another node may have it.
+                Err(error) if error.kind() == ErrorKind::Corrupt => Ok(None),
+                Err(error) => Err(error),
+            },
             None => Ok(None),
         }
     }
 
-    /// As `stored_block`, found through what an object maps now; `None` also where that is another block by now, or
-    /// the object is gone.
+    /// As `stored_block`, found through what an object maps now.
     ///
     /// # Errors
     /// `Device`.
-    pub fn stored_block_at(
-        &self,
-        object: ObjectNumber,
-        lba: Lba,
-        fingerprint: &Fingerprint,
-    ) -> Result<Option<(Vec<u8>, u64)>> {
-        self.read_held(|core| {
+    pub fn block_at(&self, object: ObjectNumber, lba: Lba, fingerprint: &Fingerprint) -> Result<BlockAt> {
+        let found = self.run(Caller::Request, |core| {
             let Some(slot) = core.objects.get(object).filter(|slot| lba.0 < slot.size.0) else {
-                return Ok(None);
+                return Ok(Err(BlockAt::Another));
             };
             let root = ObjectRoot::from(slot);
-            let mut found = None;
+            let mut mapped = Mapping::Hole;
             core.visit_mappings(&root, lba, 1, |_, _, mapping| {
-                if let Mapping::Block(block) = mapping {
-                    found = Some(block);
-                }
+                mapped = mapping;
                 Ok(true)
             })?;
-            found.map_or(Ok(None), |block| core.hold(block, fingerprint))
-        })
+            Ok(match mapped {
+                Mapping::Hole | Mapping::Pattern(_) => Err(BlockAt::Another),
+                Mapping::Lost => Err(BlockAt::Unreadable),
+                Mapping::Block(block) => match core.hold(block, fingerprint)? {
+                    Some(held) => Ok(held),
+                    None if core.is_another(block, fingerprint)? => Err(BlockAt::Another),
+                    None => Err(BlockAt::Unreadable),
+                },
+            })
+        });
+        match found {
+            Ok(Ok(held)) => {
+                let stored = self.read_held(&held)?;
+                Ok(stored.map_or(BlockAt::Unreadable, |(stored, sum)| BlockAt::Stored(stored, sum)))
+            }
+            Ok(Err(other)) => Ok(other),
+            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(BlockAt::Unreadable),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Reads and checks the stored bytes of what `find` has found.
-    fn read_held(
-        &self,
-        find: impl FnMut(&mut Core) -> Result<Option<Held>, Stall>,
-    ) -> Result<Option<Stored>> {
-        let held = match self.run(Caller::Request, find) {
-            // A page that is damaged costs this block: another node may have it.
-            Err(error) if error.kind() == ErrorKind::Corrupt => None,
-            other => other?,
-        };
-        match held {
-            None => Ok(None),
-            Some(Held::Memory(bytes, from, location, sum)) => {
+    /// Reads and checks the stored bytes of a block; `None` where they fail.
+    fn read_held(&self, held: &Held) -> Result<Option<Stored>> {
+        match *held {
+            Held::Memory(ref bytes, from, location, sum) => {
                 let stored = bytes.get(from..from + usize::from(location.len));
                 let intact = stored.filter(|stored| checksum(stored) == sum);
                 Ok(intact.map(|stored| (stored.to_vec(), sum)))
             }
-            Some(Held::Device(block, location, sum)) => {
+            Held::Device(block, location, sum) => {
                 let mut stored = vec![0u8; usize::from(location.len)];
                 let read = self.read_location(location, &mut stored);
                 self.core.lock().segments.unpin(location.segment);
@@ -123,39 +198,94 @@ impl Store {
     }
 }
 
+fn check_count(count: BlockCount) -> Result<()> {
+    if count.0 > MAPPINGS_MAX as u64 {
+        let what = format!("{count} blocks are asked for: at most {MAPPINGS_MAX} are shipped at once");
+        return Err(Error::new(ErrorKind::Invalid, what));
+    }
+    Ok(())
+}
+
 impl Core {
     fn ship_mappings(
         &mut self,
         object: ObjectNumber,
         first: Lba,
         count: u64,
+        damaged: Option<&[Damaged]>,
         mappings: &mut Vec<ShippedMapping>,
     ) -> Result<(), Stall> {
+        let root = self.root_for_range(object, first, count)?;
+        // With `damaged` what is behind such a page, or makes no sense, is lost; without, it is an error.
+        let is_lost = |stall: &Stall| match stall {
+            Stall::Load(key, pointer) => damaged.is_some_and(|pages| pages.contains(&(*key, *pointer))),
+            Stall::Fail(error) => damaged.is_some() && error.kind() == ErrorKind::Corrupt,
+            Stall::Allocate(_) | Stall::Room(_) => false,
+        };
+        let end = first.plus(count);
+        let mut at = first;
+        while at < end {
+            let leaf = (span(0) - at.0 % span(0)).min(end.0 - at.0);
+            let visited = self.visit_mappings(&root, at, leaf, |core, within, mapping| {
+                mappings.push(match core.ship_mapping(object, at.plus(within), mapping) {
+                    Err(stall) if is_lost(&stall) => ShippedMapping::Lost,
+                    other => other?,
+                });
+                Ok(true)
+            });
+            at = at.plus(leaf);
+            match visited {
+                Err(stall) if is_lost(&stall) => {
+                    let so_far = usize::try_from(at.0 - first.0).expect("at most 256");
+                    mappings.resize(so_far, ShippedMapping::Lost);
+                }
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    fn ship_mapping(
+        &mut self,
+        object: ObjectNumber,
+        lba: Lba,
+        mapping: Mapping,
+    ) -> Result<ShippedMapping, Stall> {
+        Ok(match mapping {
+            Mapping::Hole => ShippedMapping::Hole,
+            Mapping::Pattern(word) => ShippedMapping::Pattern(word),
+            Mapping::Lost => {
+                let what = format!("block {lba} of object {object} was given up as lost");
+                return Err(Error::new(ErrorKind::Corrupt, what).into());
+            }
+            Mapping::Block(block) => {
+                let entry = self.block_entry(block)?;
+                if entry.location.is_none() {
+                    let what = format!("object {object} names block {block}, which does not exist");
+                    return Err(Error::new(ErrorKind::Corrupt, what).into());
+                }
+                ShippedMapping::Block { fingerprint: entry.fingerprint, payload: None }
+            }
+        })
+    }
+
+    /// The map of an object, a range of which is looked at.
+    fn root_for_range(&self, object: ObjectNumber, first: Lba, count: u64) -> Result<ObjectRoot, Error> {
         let slot = self.object(object)?;
         if first.0.checked_add(count).is_none_or(|end| end > slot.size.0) {
             let what = format!("{count} blocks from {first} on do not lie within object {object}");
-            return Err(Error::new(ErrorKind::Invalid, what).into());
+            return Err(Error::new(ErrorKind::Invalid, what));
         }
-        let root = ObjectRoot::from(slot);
-        self.visit_mappings(&root, first, count, |core, at, mapping| {
-            mappings.push(match mapping {
-                Mapping::Hole => ShippedMapping::Hole,
-                Mapping::Pattern(word) => ShippedMapping::Pattern(word),
-                Mapping::Lost => {
-                    let what = format!("block {} of object {object} was given up as lost", first.plus(at));
-                    return Err(Error::new(ErrorKind::Corrupt, what).into());
-                }
-                Mapping::Block(block) => {
-                    let entry = core.block_entry(block)?;
-                    if entry.location.is_none() {
-                        let what = format!("object {object} names block {block}, which does not exist");
-                        return Err(Error::new(ErrorKind::Corrupt, what).into());
-                    }
-                    ShippedMapping::Block { fingerprint: entry.fingerprint, payload: None }
-                }
-            });
-            Ok(true)
-        })
+        Ok(ObjectRoot::from(slot))
+    }
+
+    /// Whether a block that is mapped has another fingerprint.
+    fn is_another(&mut self, block: BlockId, fingerprint: &Fingerprint) -> Result<bool, Stall> {
+        if block.0 >= self.block_ids.high_water {
+            return Ok(false);
+        }
+        let entry = self.block_entry(block)?;
+        Ok(!entry.location.is_none() && entry.fingerprint != *fingerprint)
     }
 
     /// Where the stored bytes of a block are, if it has this fingerprint; their segment is pinned.

@@ -137,6 +137,7 @@ fn digest(commit: &Commit<'_>) -> u64 {
                 match mapping {
                     MappingRecord::Hole => 1.hash(&mut hasher),
                     MappingRecord::Pattern(word) => (2, word).hash(&mut hasher),
+                    MappingRecord::Lost => 3.hash(&mut hasher),
                     _ => (3, fingerprint.0).hash(&mut hasher),
                 }
             }

@@ -232,7 +232,7 @@ impl World {
             }
             Upstream::Needs { item, positions } => {
                 let Some(stream) = shipping.stream.as_mut() else { return };
-                let payloads = stream.payloads(item, &positions);
+                let payloads = stream.payloads(item, &positions, &mut |_| ());
                 match self.tried(node, payloads) {
                     Ok(body) => self.send_down(link, body),
                     Err(()) => self.lose_link(link, node),
@@ -341,7 +341,7 @@ impl World {
             _ => {}
         }
         let (role, following) = (&mut life.role, life.following.as_mut().unwrap());
-        let outcome = following.follower.receive(Downstream::decode(&body).unwrap());
+        let outcome = following.follower.receive(Downstream::decode(&body).unwrap(), body.len());
         if !role.accepts(following.epoch) {
             return self.end_following(node);
         }

@@ -253,6 +253,7 @@ impl Node {
             let messages = decode_messages(&frame.body).filter(|_| frame.kind == frames::STREAM);
             let nonsense = || Error::new(ErrorKind::Invalid, "the primary sent what means nothing");
             for message in messages.ok_or_else(nonsense)? {
+                let bytes = message.len();
                 match Downstream::decode(message).ok_or_else(nonsense)? {
                     Downstream::Sync(lsn) => {
                         let mut lsns = syncing.lsns.lock();
@@ -264,7 +265,7 @@ impl Node {
                         if matches!(message, Downstream::Anew | Downstream::Resume) {
                             self.state.lock().following.compared = true;
                         }
-                        follower.receive(message)?;
+                        follower.receive(message, bytes)?;
                     }
                 }
                 unanswered += 1;

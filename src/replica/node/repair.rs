@@ -12,7 +12,7 @@ use crate::replica::decisions::NodeId;
 use crate::replica::link::{self, Frame, Link};
 use crate::replica::wire;
 use crate::sync::Mutex;
-use crate::units::Fingerprint;
+use crate::units::{BlockId, Fingerprint};
 
 use super::{Node, frames};
 
@@ -47,7 +47,24 @@ impl Node {
         if bad.is_empty() || self.now() < *vain_until {
             return false;
         }
-        let mut left = bad;
+        let healed = self.repair_from_all(bad);
+        if !healed {
+            *vain_until = self.now() + VAIN_FOR;
+        }
+        healed
+    }
+
+    /// Fetches the blocks with these fingerprints, where they have failed, without regard to vain attempts: whoever asks
+    /// gives them up otherwise.
+    pub(super) fn repair_these(&self, wanted: &[Fingerprint]) {
+        let _one_at_a_time = self.repairs.0.lock();
+        let mut bad = self.parts.store.bad_blocks(usize::MAX);
+        bad.retain(|(_, fingerprint)| wanted.contains(fingerprint));
+        self.repair_from_all(bad);
+    }
+
+    /// Fetches blocks from other nodes, one after the other; whether any is good again.
+    fn repair_from_all(&self, mut left: Vec<(BlockId, Fingerprint)>) -> bool {
         let all = left.len();
         let nodes = self.parts.control.state().nodes.clone();
         for (node, entry) in &nodes {
@@ -62,19 +79,12 @@ impl Node {
         let healed = all - left.len();
         if healed > 0 {
             self.counters.repaired(healed as u64);
-        } else {
-            *vain_until = self.now() + VAIN_FOR;
         }
         healed > 0
     }
 
     /// Repairs what a node has of the blocks; those that it has are taken out.
-    fn repair_from(
-        &self,
-        node: NodeId,
-        address: &str,
-        left: &mut Vec<(crate::units::BlockId, Fingerprint)>,
-    ) -> Result<()> {
+    fn repair_from(&self, node: NodeId, address: &str, left: &mut Vec<(BlockId, Fingerprint)>) -> Result<()> {
         let mut link = link::connect(address, &self.parts.identity.now(), Some(node), PATIENCE)?;
         let mut kept = Vec::new();
         while let Some((block, fingerprint)) = left.pop() {

@@ -11,7 +11,7 @@ use crate::replica::role::Input;
 use crate::replica::stream::{Progress, Stream};
 use crate::replica::wire::{Downstream, Upstream, decode_messages};
 use crate::sync::Mutex;
-use crate::units::{ByteCount, Epoch, Lsn};
+use crate::units::{ByteCount, Epoch, Fingerprint, Lsn};
 
 use super::{Node, frames};
 
@@ -342,7 +342,8 @@ impl Node {
                         }
                     }
                     Upstream::Needs { item, positions } => {
-                        let body = stream.lock().payloads(item, &positions)?;
+                        let repair = &mut |bad: &[Fingerprint]| self.repair_these(bad);
+                        let body = stream.lock().payloads(item, &positions, repair)?;
                         let bytes = send(&mut sender.lock(), &[body])?;
                         shipping.figures.shipped_bytes.fetch_add(bytes, Ordering::Relaxed);
                     }

@@ -8,8 +8,11 @@ use crate::format::cursor::{CURSOR_OBJECTS_MAX, CursorBegan, CursorObject, Resyn
 use crate::replica::bookmarks::{Beginning, Inventory};
 use crate::replica::decisions::Position;
 use crate::replica::epochs::Epochs;
+use crate::replica::ring::Ring;
 use crate::replica::wire::{Base, Downstream, Standing};
-use crate::store::{MappingKind, ShippedMapping, ShippedOperation, ShippedPayload};
+use crate::store::{
+    BlockAt, MappedRun, MappingKind, ShippedMapping, ShippedOperation, ShippedPayload, Store,
+};
 use crate::sync::Mutex;
 use crate::units::{BlockCount, Lba, Lsn, ObjectNumber};
 
@@ -23,6 +26,8 @@ const PIECES_TOGETHER: u64 = 4;
 const LOOK_BLOCKS: u64 = 1 << 22;
 /// Runs of one look.
 const LOOK_RUNS: usize = 128;
+/// Blocks whose mappings are damaged together, at least.
+const LEAF_BLOCKS: u64 = 512;
 
 /// A piece, and behind which operation it was read.
 pub(super) type Placed = (Lsn, ShippedOperation);
@@ -154,15 +159,18 @@ impl Stream {
             return Ok(());
         };
         let count = BlockCount((size.0 - at.0).min(LOOK_BLOCKS));
+        let together = if self.allowance.is_some() { 1 } else { PIECES_TOGETHER };
+        let mut holes: Vec<(Lsn, Lba, BlockCount)> = Vec::new();
         let looked: Result<Vec<(u64, bool)>> = match began {
-            Began::Unknown => Ok(vec![(count.0, true)]),
             Began::Like(base) => self
                 .store
                 .diff(base, object, at, count, LOOK_RUNS)
                 .map(|runs| runs.into_iter().map(|run| (run.blocks.0, run.changed.is_some())).collect()),
-            Began::Empty => self.store.map_status(object, at, count, LOOK_RUNS).map(|runs| {
-                runs.into_iter().map(|run| (run.blocks.0, run.kind != MappingKind::Hole)).collect()
-            }),
+            Began::Unknown => Ok(vec![(count.0, true)]),
+            Began::Empty => {
+                let enough = together * PIECE_BLOCKS;
+                list(&self.store, &self.ring, object, at, count, enough, &mut holes)
+            }
         };
         let runs = match looked {
             // It, or what it began like, is being deleted: the stream will come to that.
@@ -175,7 +183,6 @@ impl Stream {
             }
             other => other?,
         };
-        let together = if self.allowance.is_some() { 1 } else { PIECES_TOGETHER };
         let mut next = at;
         let mut different = Vec::new();
         for (blocks, differs) in runs {
@@ -218,7 +225,7 @@ impl Stream {
     ) -> Result<()> {
         let read: Mutex<Option<Placed>> = Mutex::new(None);
         let ring = &self.ring;
-        let outcome = self.store.shipped_mappings(object, first, count, &mut |mappings| {
+        let outcome = self.store.mappings_as_far_as_readable(object, first, count, &mut |mappings| {
             let operation = if mappings.iter().all(|mapping| matches!(mapping, ShippedMapping::Hole)) {
                 ShippedOperation::Zero { object, first, count }
             } else {
@@ -248,7 +255,7 @@ impl Stream {
         let mut bytes: Vec<u8> = Vec::new();
         for (lba, mapping) in (first.0..).map(Lba).zip(mappings.iter_mut()) {
             let ShippedMapping::Block { fingerprint, payload } = mapping else { continue };
-            let Some((stored, checksum)) = self.store.stored_block_at(*object, lba, fingerprint)? else {
+            let BlockAt::Stored(stored, checksum) = self.store.block_at(*object, lba, fingerprint)? else {
                 continue;
             };
             let offset = u32::try_from(bytes.len()).expect("a piece is at most 1 MiB");
@@ -259,6 +266,47 @@ impl Stream {
         *payloads = Arc::new(bytes);
         Ok(())
     }
+}
+
+/// Runs of what an object maps and of holes, until there is enough of the former. Where it holds nothing, and behind which
+/// operation that was seen, goes to `holes`. What cannot be read counts as mapped.
+fn list(
+    store: &Store,
+    ring: &Ring,
+    object: ObjectNumber,
+    first: Lba,
+    count: BlockCount,
+    enough: u64,
+    holes: &mut Vec<(Lsn, Lba, BlockCount)>,
+) -> Result<Vec<(u64, bool)>> {
+    let mut runs: Vec<(u64, bool)> = Vec::new();
+    let (mut covered, mut mapped) = (0, 0);
+    while covered < count.0 && runs.len() < LOOK_RUNS && mapped < enough {
+        let mut found: (Lsn, Vec<MappedRun>) = Default::default();
+        let (at, left) = (first.plus(covered), BlockCount(count.0 - covered));
+        match store.shipped_kinds(object, at, left, &mut |kinds| found = (ring.last(), kinds.to_vec())) {
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                let blocks = BlockCount((LEAF_BLOCKS - at.0 % LEAF_BLOCKS).min(left.0));
+                found.1 = vec![MappedRun { blocks, kind: MappingKind::Data }];
+            }
+            other => other?,
+        }
+        let (seen, kinds) = found;
+        for MappedRun { blocks, kind } in kinds {
+            let hole = kind == MappingKind::Hole;
+            if hole {
+                holes.push((seen, first.plus(covered), blocks));
+            } else {
+                mapped += blocks.0;
+            }
+            match runs.last_mut() {
+                Some((run, last)) if *last != hole => *run += blocks.0,
+                _ => runs.push((blocks.0, !hole)),
+            }
+            covered += blocks.0;
+        }
+    }
+    Ok(runs)
 }
 
 impl Comparison {

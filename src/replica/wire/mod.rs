@@ -18,7 +18,7 @@ use super::role::Message;
 pub use self::fetch::{decode_fetch, decode_fetched, encode_fetch, encode_fetched};
 
 /// The version of this wire; another one is refused.
-pub const WIRE_VERSION: u8 = 1;
+pub const WIRE_VERSION: u8 = 2;
 
 /// Number of a message among those of one stream that must be applied in order; the first one is 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -110,8 +110,10 @@ pub enum Downstream {
     Payloads {
         /// For which item.
         item: ItemNumber,
-        /// All that were asked for.
+        /// All that were asked for and can be read.
         payloads: Vec<BroughtPayload>,
+        /// The blocks that cannot be read any more, here or on any other node: nor can they at the secondary.
+        lost: Vec<u16>,
     },
     /// Everything up to here is to be made durable soon: somebody waits for it.
     Sync(Lsn),
@@ -221,7 +223,7 @@ impl Downstream {
                 bytes.put_u8(SESSIONS);
                 sessions::put_picture(&mut bytes, picture);
             }
-            Downstream::Payloads { item, payloads } => {
+            Downstream::Payloads { item, payloads, lost } => {
                 bytes.put_u8(PAYLOADS);
                 bytes.put_u64(item.0);
                 bytes.put_u16(u16::try_from(payloads.len()).expect("at most 256 blocks an operation"));
@@ -229,6 +231,7 @@ impl Downstream {
                     bytes.put_u16(payload.position);
                     operation::put_stored(&mut bytes, &payload.stored);
                 }
+                put_positions(&mut bytes, lost);
             }
             Downstream::Sync(lsn) => {
                 bytes.put_u8(SYNC);
@@ -279,7 +282,7 @@ impl Downstream {
                     let (stored, checksum) = operation::take_stored(&mut reader)?;
                     payloads.push(BroughtPayload { position, stored: stored.to_vec(), checksum });
                 }
-                Downstream::Payloads { item, payloads }
+                Downstream::Payloads { item, payloads, lost: take_positions(&mut reader)? }
             }
             SYNC => Downstream::Sync(Lsn(reader.u64()?)),
             _ => return None,
@@ -319,10 +322,7 @@ impl Upstream {
             Upstream::Needs { item, positions } => {
                 bytes.put_u8(NEEDS);
                 bytes.put_u64(item.0);
-                bytes.put_u16(u16::try_from(positions.len()).expect("at most 256 blocks an operation"));
-                for position in positions {
-                    bytes.put_u16(*position);
-                }
+                put_positions(&mut bytes, positions);
             }
             Upstream::Refused(why) => {
                 bytes.put_u8(REFUSED);
@@ -360,12 +360,7 @@ impl Upstream {
             },
             NEEDS => {
                 let item = ItemNumber(reader.u64()?);
-                let count = usize::from(reader.u16()?);
-                let mut positions = Vec::with_capacity(count.min(reader.rest().len() / 2));
-                for _ in 0..count {
-                    positions.push(reader.u16()?);
-                }
-                Upstream::Needs { item, positions }
+                Upstream::Needs { item, positions: take_positions(&mut reader)? }
             }
             REFUSED => {
                 let len = usize::from(reader.u16()?);
@@ -472,6 +467,22 @@ fn put_position(bytes: &mut Vec<u8>, position: Position) {
 
 fn take_position(reader: &mut Reader<'_>) -> Option<Position> {
     Some(Position { epoch: take_epoch(reader)?, lsn: Lsn(reader.u64()?) })
+}
+
+fn put_positions(bytes: &mut Vec<u8>, positions: &[u16]) {
+    bytes.put_u16(u16::try_from(positions.len()).expect("at most 256 blocks an operation"));
+    for position in positions {
+        bytes.put_u16(*position);
+    }
+}
+
+fn take_positions(reader: &mut Reader<'_>) -> Option<Vec<u16>> {
+    let count = usize::from(reader.u16()?);
+    let mut positions = Vec::with_capacity(count.min(reader.rest().len() / 2));
+    for _ in 0..count {
+        positions.push(reader.u16()?);
+    }
+    Some(positions)
 }
 
 fn take_objects(reader: &mut Reader<'_>) -> Option<Vec<ObjectNumber>> {

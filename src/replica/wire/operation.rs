@@ -23,6 +23,7 @@ const HOLE: u8 = 0;
 const PATTERN: u8 = 1;
 const NAMED: u8 = 2;
 const BROUGHT: u8 = 3;
+const LOST: u8 = 4;
 
 /// Appends an operation; the payloads of a write come last.
 pub(super) fn put_operation(bytes: &mut Vec<u8>, operation: &ShippedOperation) {
@@ -151,6 +152,7 @@ fn put_mappings(bytes: &mut Vec<u8>, mappings: &[ShippedMapping]) {
                 bytes.put_u8(PATTERN);
                 bytes.put_u32(*word);
             }
+            ShippedMapping::Lost => bytes.put_u8(LOST),
             ShippedMapping::Block { fingerprint, payload } => {
                 bytes.put_u8(if payload.is_some() { BROUGHT } else { NAMED });
                 bytes.put_slice(&fingerprint.0);
@@ -170,6 +172,7 @@ fn take_mappings(reader: &mut Reader<'_>) -> Option<Vec<ShippedMapping>> {
         mappings.push(match reader.u8()? {
             HOLE => ShippedMapping::Hole,
             PATTERN => ShippedMapping::Pattern(reader.u32()?),
+            LOST => ShippedMapping::Lost,
             NAMED => ShippedMapping::Block { fingerprint: Fingerprint(reader.array()?), payload: None },
             BROUGHT => {
                 let payload = Some(ShippedPayload { offset: 0, len: 0, checksum: 0 });
