@@ -312,6 +312,32 @@ fn p2_a_block_that_another_node_has_is_not_given_up() {
 
 
 
+#[test]
+fn a_snapshot_of_a_volume_that_has_grown_since_is_brought_up() {
+    let node = Node::new(5, None);
+    let array = node.array();
+    new_volume(&array, "disk", 100);
+    let volume = array.open_volume("disk").unwrap();
+    volume.write(0, &content(1, 100)).unwrap();
+    drop(volume);
+    array.create_snapshot("disk", &NewSnapshot { name: Some("s".into()), ..NewSnapshot::default() }).unwrap();
+    array.resize_volume("disk", BlockCount(BLOCKS).bytes()).unwrap();
+    array.open_volume("disk").unwrap().write(50 * BLOCK_BYTES as u64, &content(2, 200)).unwrap();
+    drop(array);
+    let both = Both::of(node);
+    bookmarks::make(&both.array, &both.primary.store, Uuid([7; 16]), 1).unwrap();
+    both.open().carry_all();
+    // A tail: it has deleted the snapshot, and nobody else knows.
+    let snapshot = both.primary.store.objects().unwrap().into_iter().find(|it| it.size.0 == 100).unwrap();
+    both.secondary.store.follow(false);
+    both.secondary.store.delete_object(snapshot.number).unwrap();
+    both.secondary.store.write(both.volume("disk"), Lba(9), &content(3, 1)).unwrap();
+    both.secondary.store.follow(true);
+    let mut link = both.open();
+    assert!(link.remaining() > 0);
+    link.carry_all();
+    assert_eq!(both.compare(), 0);
+}
 
 #[test]
 fn a_secondary_that_asks_for_nonsense_is_refused() {

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::format::catalog::{Record, RecordKind};
 use crate::format::system::{Bookmark, SystemPurpose, SystemRecord};
 use crate::store::{CLONES_MAX, CloneRequest, ObjectInfo, Store};
-use crate::units::{Lsn, ObjectNumber, Uuid};
+use crate::units::{BlockCount, Lsn, ObjectNumber, Uuid};
 
 use super::wire::{Base, Standing};
 
@@ -98,16 +98,16 @@ impl Inventory {
         let there: BTreeSet<ObjectNumber> = standing.objects.iter().copied().collect();
         let unfinished: BTreeSet<ObjectNumber> = standing.unfinished.iter().copied().collect();
         let common = self.bookmarks().into_iter().rfind(|id| standing.bookmarks.contains(id));
-        let mut marked: BTreeMap<ObjectNumber, ObjectNumber> = BTreeMap::new();
+        let mut marked: BTreeMap<ObjectNumber, (ObjectNumber, BlockCount)> = BTreeMap::new();
         for (object, kind) in &self.objects {
             if let Kind::Bookmark { id, of } = kind
                 && Some(*id) == common
                 && there.contains(&object.number)
             {
-                marked.insert(*of, object.number);
+                marked.insert(*of, (object.number, object.size));
             }
         }
-        let marks: BTreeSet<ObjectNumber> = marked.values().copied().collect();
+        let marks: BTreeSet<ObjectNumber> = marked.values().map(|(mark, _)| *mark).collect();
         // What is older than the bookmark and never written to is what it was when the bookmark was made.
         let first_mark = marks.first().copied().unwrap_or(ObjectNumber(0));
         let unchanged = |number: ObjectNumber| number < first_mark && there.contains(&number);
@@ -116,7 +116,11 @@ impl Inventory {
             // What is there is worth keeping until it is overwritten: what is the same need not be sent.
             let present = there.contains(&object.number) || unfinished.contains(&object.number);
             let own = if present { Base::Own } else { Base::Empty };
-            let like = |of: ObjectNumber| marked.get(&of).map_or(own, |mark| Base::Like(*mark));
+            // An object never shrinks: what is older than the mark of a volume that has grown begins otherwise.
+            let like = |of: ObjectNumber| match marked.get(&of) {
+                Some((mark, size)) if *size <= object.size => Base::Like(*mark),
+                _ => own,
+            };
             match kind {
                 Kind::Bookmark { .. } if marks.contains(&object.number) || unchanged(object.number) => {
                     Base::Kept
