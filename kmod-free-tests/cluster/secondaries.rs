@@ -310,7 +310,78 @@ fn p2_a_block_that_another_node_has_is_not_given_up() {
     assert_eq!(both.compare(), 0);
 }
 
+#[test]
+fn what_is_made_of_an_object_that_is_being_compared_goes_on_where_that_is() {
+    let (node, bytes) = filled();
+    let both = Both::of(node);
+    let mut link = both.open();
+    while link.remaining() > BLOCKS / 3 || link.remaining() == 0 {
+        assert!(link.carry(&mut |_| ()).unwrap());
+    }
+    let before = link.remaining();
+    let disk = both.array.open_volume("disk").unwrap();
+    for number in 0..6 {
+        let name = Some(format!("s{number}"));
+        both.array.create_snapshot("disk", &NewSnapshot { name, ..NewSnapshot::default() }).unwrap();
+        // On either side of what has been compared.
+        disk.write(number * BLOCK_BYTES as u64, &content(100 + number, 1)).unwrap();
+        disk.write((BLOCKS - 1 - number) * BLOCK_BYTES as u64, &bytes[..BLOCK_BYTES]).unwrap();
+    }
+    let sent = link.stream.sent();
+    while link.stream.sent() < Lsn(sent.0 + 18) {
+        assert!(link.carry(&mut |_| ()).unwrap());
+    }
+    assert!(link.remaining() <= 7 * before, "{} from {before}", link.remaining());
+    link.carry_all();
+    assert_eq!(both.compare(), 0);
+    // Of what is complete nothing is left to be looked at.
+    let frames = link.frames;
+    both.array
+        .create_snapshot("disk", &NewSnapshot { name: Some("t".into()), ..NewSnapshot::default() })
+        .unwrap();
+    link.carry_all();
+    assert!(link.frames <= frames + 2);
+    assert_eq!(both.compare(), 0);
+}
 
+#[test]
+fn a_large_volume_with_little_in_it_is_compared_by_what_is_in_it() {
+    let node = Node::new(5, None);
+    let array = node.array();
+    new_volume(&array, "disk", 1 << 28);
+    let disk = array.open_volume("disk").unwrap();
+    let places = [0, 5000, (1 << 20) + 7, 1 << 27, (1 << 28) - 1];
+    let write = |from: u64| {
+        for place in places {
+            disk.write((place - place.min(from)) * BLOCK_BYTES as u64, &content(from + place, 1)).unwrap();
+        }
+    };
+    write(0);
+    drop(array);
+    let both = Both::of(node);
+    both.open().carry_all();
+    // It has something of its own at other places, and no bookmark.
+    both.secondary.store.follow(false);
+    let object = both.volume("disk");
+    for place in [3, 9000, 1 << 26] {
+        both.secondary.store.write(object, Lba(place), &content(place, 1)).unwrap();
+    }
+    both.secondary.store.follow(true);
+    write(2);
+    let mut link = both.open_by(Stream::open_anew);
+    assert!(link.remaining() >= 1 << 28);
+    link.carry_all();
+    assert!(link.frames < 3000, "{} frames", link.frames);
+    for place in places.into_iter().flat_map(|place| [place, place - place.min(2)]).chain([3, 9000, 1 << 26])
+    {
+        let read = |store: &Store| {
+            let mut bytes = vec![1; BLOCK_BYTES];
+            store.read(object, Lba(place), &mut bytes, true).unwrap();
+            bytes
+        };
+        assert!(read(&both.primary.store) == read(&both.secondary.store), "block {place}");
+    }
+}
 
 #[test]
 fn a_snapshot_of_a_volume_that_has_grown_since_is_brought_up() {

@@ -320,7 +320,9 @@ impl Stream {
                 return Ok(None);
             }
             self.look()?;
-            if self.comparison.as_ref().is_some_and(|comparison| !comparison.pieces.is_empty()) {
+            // What was looked at later than what was sent is not complete before that has been sent, too.
+            let read = self.comparison.as_ref().is_some_and(|comparison| !comparison.pieces.is_empty());
+            if read || self.ring.last() > self.sent.lsn {
                 return self.next_frame();
             }
         }
@@ -364,7 +366,7 @@ impl Stream {
     fn operation(&mut self, shipment: Arc<Shipment>) -> Result<Vec<u8>> {
         self.sent = Position { epoch: shipment.epoch, lsn: shipment.lsn };
         if let Some(comparison) = &mut self.comparison {
-            comparison.note(&shipment.operation);
+            comparison.note(shipment.lsn, &shipment.operation);
         }
         let body = wire::encode_shipment(&shipment);
         Ok(self.give_out(&body, What::Operation(shipment)))

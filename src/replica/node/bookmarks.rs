@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::error::Result;
 use crate::replica::bookmarks::{self, Inventory};
+use crate::replica::control::state::NodeKind;
 use crate::store::ReclaimWalk;
 use crate::units::{ByteCount, Lsn, ObjectNumber, Uuid};
 
@@ -136,7 +137,7 @@ impl Node {
         }
     }
 
-    /// Makes a bookmark and, once every member has it, deletes the older ones.
+    /// Makes a bookmark and, once every member has it, deletes the older ones that nobody needs.
     fn make_bookmark(self: &Arc<Node>) -> Result<()> {
         self.admit()?;
         let made = self.make_bookmark_in_term();
@@ -145,9 +146,31 @@ impl Node {
         self.state.lock().bookmarks.held = true;
         self.parts.store.make_durable(lsn)?;
         self.durable(lsn)?;
-        // A comparison may have begun since.
-        let kept: Vec<Uuid> = std::iter::once(id).chain(self.verifying.bookmark()).collect();
+        // A comparison of all nodes may have begun since.
+        let of_others = self.kept_for_others(id, lsn)?.into_iter().chain(self.verifying.bookmark());
+        let kept: Vec<Uuid> = std::iter::once(id).chain(of_others).collect();
         self.drop_bookmarks_but(&kept)
+    }
+
+    /// The older bookmark that a node which nobody waits for may begin with: while it follows that is the one before, and
+    /// while it is away or compared the oldest, which was there before that began.
+    fn kept_for_others(&self, made: Uuid, lsn: Lsn) -> Result<Option<Uuid>> {
+        let mut older = self.bookmarks()?.into_iter().filter(|id| *id != made);
+        let nodes = self.parts.control.state();
+        let state = self.state.lock();
+        let mut behind = false;
+        for (node, entry) in &nodes.nodes {
+            let waited_for = *node == self.parts.own.node || state.role.record().set.contains_key(node);
+            if entry.kind != NodeKind::Data || waited_for {
+                continue;
+            }
+            let seen = state.shipping.get(node).map(|it| it.figures.state.lock().clone());
+            let Some(seen) = seen.filter(|seen| seen.connected && !seen.compared) else {
+                return Ok(older.next());
+            };
+            behind |= seen.applied < lsn;
+        }
+        Ok(if behind { older.next_back() } else { None })
     }
 
     fn make_bookmark_in_term(&self) -> Result<Option<(Uuid, Lsn)>> {

@@ -40,6 +40,8 @@ pub(super) struct Comparison {
     /// What each object began with on both sides.
     pub(super) began: BTreeMap<ObjectNumber, Began>,
     pub(super) pieces: VecDeque<Placed>,
+    /// The newest look.
+    looked: Option<Look>,
     /// It goes on where an earlier one was broken off.
     pub(super) resumed: bool,
 }
@@ -50,6 +52,16 @@ pub(super) struct Work {
     pub(super) object: ObjectNumber,
     pub(super) began: Began,
     pub(super) at: Lba,
+}
+
+/// A look at an object.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    object: ObjectNumber,
+    /// Where it began.
+    from: Lba,
+    /// It has seen nothing newer than this operation.
+    until: Lsn,
 }
 
 /// What an object began with on both sides: what it maps otherwise is sent.
@@ -166,8 +178,7 @@ impl Stream {
                 .store
                 .diff(base, object, at, count, LOOK_RUNS)
                 .map(|runs| runs.into_iter().map(|run| (run.blocks.0, run.changed.is_some())).collect()),
-            Began::Unknown => Ok(vec![(count.0, true)]),
-            Began::Empty => {
+            Began::Unknown | Began::Empty => {
                 let enough = together * PIECE_BLOCKS;
                 list(&self.store, &self.ring, object, at, count, enough, &mut holes)
             }
@@ -207,11 +218,22 @@ impl Stream {
             different.push((start, part));
             work.at = start.plus(part);
         }
+        let next = work.at;
+        if began == Began::Unknown {
+            // They were seen before the pieces are read, and go first.
+            for (after, first, count) in holes.into_iter().filter(|(_, first, _)| *first < next) {
+                comparison.add((after, ShippedOperation::Zero { object, first, count }));
+            }
+        }
         for (start, blocks) in different {
             for from in (0..blocks).step_by(usize::try_from(PIECE_BLOCKS).unwrap_or(1)) {
                 let count = BlockCount((blocks - from).min(PIECE_BLOCKS));
                 self.read_piece(object, start.plus(from), count, began)?;
             }
+        }
+        let until = self.ring.last();
+        if let Some(comparison) = &mut self.comparison {
+            comparison.looked = Some(Look { object, from: at, until });
         }
         Ok(())
     }
@@ -327,14 +349,14 @@ impl Comparison {
 
     /// What an operation in the stream adds to the work: objects that are made of others may be made of what is not
     /// complete yet on the secondary.
-    pub(super) fn note(&mut self, operation: &ShippedOperation) {
+    pub(super) fn note(&mut self, lsn: Lsn, operation: &ShippedOperation) {
         match operation {
             ShippedOperation::CloneObjects { clones } => {
                 for clone in clones {
-                    self.again(clone.object, clone.source);
+                    self.again(lsn, clone.object, clone.source);
                 }
             }
-            ShippedOperation::RestoreObject { object, source, .. } => self.again(*object, *source),
+            ShippedOperation::RestoreObject { object, source, .. } => self.again(lsn, *object, *source),
             ShippedOperation::CreateObject { object, .. } => {
                 self.began.insert(*object, Began::Empty);
             }
@@ -351,13 +373,59 @@ impl Comparison {
         }
     }
 
-    /// An object has the content of another, on both sides as it is there: complete or not.
-    fn again(&mut self, object: ObjectNumber, source: ObjectNumber) {
-        let began = self.began.get(&source).copied().unwrap_or(Began::Unknown);
+    /// With this operation an object has the content of another, on both sides as it is there: complete or not. What is
+    /// complete of the source at this place of the stream is complete of the object.
+    fn again(&mut self, lsn: Lsn, object: ObjectNumber, source: ObjectNumber) {
+        let work = self.work.iter().find(|work| work.object == source);
+        let known = work.map(|work| work.began).or_else(|| self.began.get(&source).copied());
+        let began = known.unwrap_or(Began::Unknown);
+        let left = work.map(|work| work.at).or_else(|| known.is_none().then_some(Lba(0)));
+        // What the newest look has covered is only complete once everything has been sent that it may have seen, and its
+        // pieces are behind that: they may still wait, or what it found equal have become so only later.
+        let unsettled = self.looked.filter(|look| look.object == source && look.until >= lsn);
+        let at = left.into_iter().chain(unsettled.map(|look| look.from)).min();
         self.began.insert(object, began);
         self.work.retain(|work| work.object != object);
-        if began != Began::Like(source) {
-            self.work.push_back(Work { object, began, at: Lba(0) });
+        self.work.extend(at.map(|at| Work { object, began, at }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOURCE: ObjectNumber = ObjectNumber(1);
+    const MADE: ObjectNumber = ObjectNumber(9);
+
+    /// Where an object that is made of another one is gone on with, by the place at which that happens.
+    fn made_at(lsn: u64, left: Option<u64>) -> Option<u64> {
+        let began = Began::Like(ObjectNumber(5));
+        let mut comparison = Comparison {
+            began: [(SOURCE, began)].into(),
+            work: left.map(|at| Work { object: SOURCE, began, at: Lba(at) }).into_iter().collect(),
+            looked: Some(Look { object: SOURCE, from: Lba(30), until: Lsn(12) }),
+            ..Comparison::default()
+        };
+        comparison.again(Lsn(lsn), MADE, SOURCE);
+        assert_eq!(comparison.began.get(&MADE), Some(&began));
+        comparison.work.iter().find(|work| work.object == MADE).map(|work| work.at.0)
+    }
+
+    #[test]
+    fn p7_what_is_made_of_an_object_goes_on_behind_what_is_complete_of_that_at_its_place() {
+        // Everything that the newest look may have seen has been sent, and its pieces with it.
+        assert_eq!((made_at(13, Some(70)), made_at(13, None)), (Some(70), None));
+        // It has seen this operation, or its pieces wait for it: what it covered is not complete yet.
+        for lsn in [11, 12] {
+            assert_eq!((made_at(lsn, Some(70)), made_at(lsn, None)), (Some(30), Some(30)));
         }
+    }
+
+    #[test]
+    fn what_is_made_of_what_nobody_knows_is_compared_from_its_beginning() {
+        let mut comparison = Comparison::default();
+        comparison.again(Lsn(3), MADE, SOURCE);
+        let work = comparison.work.front().copied().unwrap();
+        assert_eq!((work.object, work.began, work.at), (MADE, Began::Unknown, Lba(0)));
     }
 }
