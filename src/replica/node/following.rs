@@ -62,6 +62,32 @@ struct Lsns {
     ended: bool,
 }
 
+/// The turn of the stream that is followed: it ends however that stream does.
+struct Turn<'a>(&'a Node);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        {
+            let mut state = self.0.state.lock();
+            state.following.active = false;
+            state.following.closer = None;
+        }
+        self.0.moved.notify_all();
+    }
+}
+
+/// Ends a stream whose thread that makes durable has panicked.
+struct Closing<'a>(&'a Node, &'a AtomicBool);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.1.store(true, Ordering::Release);
+            self.0.state.lock().following.close();
+        }
+    }
+}
+
 impl Node {
     /// Ends the stream that this node follows, and waits until nothing of it is applied any more.
     pub(super) fn end_following(&self) {
@@ -114,13 +140,9 @@ impl Node {
             let _ = answer(&mut sender, &Upstream::Refused(error.to_string()));
             return;
         }
+        let turn = Turn(self);
         let ended = self.apply_stream(epoch, by, sender, &mut receiver);
-        {
-            let mut state = self.state.lock();
-            state.following.active = false;
-            state.following.closer = None;
-        }
-        self.moved.notify_all();
+        drop(turn);
         // That it takes no writes any more, the store has said; the primary tries again and again.
         if let Err(error) = ended
             && error.kind() != ErrorKind::Stopped
@@ -197,7 +219,9 @@ impl Node {
         let syncing = Syncing::default();
         let closed = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            scope.spawn(|| {
+            let closing = Closing(self, &closed);
+            let durably = std::thread::Builder::new().spawn_scoped(scope, || {
+                let _closing = closing;
                 while let Some(durable) = self.sync_next(&syncing) {
                     let told = durable.and_then(|lsn| self.tell_durable(epoch, lsn, &sender));
                     if let Err(error) = told {
@@ -209,6 +233,9 @@ impl Node {
                     }
                 }
             });
+            durably.map_err(|error| {
+                Error::caused(ErrorKind::Device, "starting to make a stream durable", error)
+            })?;
             let outcome = self.apply_frames(epoch, &mut follower, &sender, receiver, &syncing, &closed);
             syncing.lsns.lock().ended = true;
             syncing.wanted.notify_all();

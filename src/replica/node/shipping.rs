@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::replica::decisions::{Member, NodeId};
 use crate::replica::link::{self, LinkCloser, LinkReceiver, LinkSender};
+use crate::replica::ring::Ring;
 use crate::replica::role::Input;
 use crate::replica::stream::{Progress, Stream};
 use crate::replica::wire::{Downstream, Upstream, decode_messages};
@@ -66,6 +67,31 @@ pub(super) struct Seen {
     pub(super) error: Option<String>,
 }
 
+/// Says that a stream has ended when its thread does, however that comes, or has not begun: then there may be another one.
+struct Finishing(Arc<Shipping>);
+
+impl Drop for Finishing {
+    fn drop(&mut self) {
+        self.0.figures.state.lock().connected = false;
+        self.0.finished.store(true, Ordering::Release);
+    }
+}
+
+/// Ends the other half of a stream when the thread that takes the answers does, however that comes.
+struct AnswersEnding<'a> {
+    ended: &'a AtomicBool,
+    closer: &'a LinkCloser,
+    ring: &'a Ring,
+}
+
+impl Drop for AnswersEnding<'_> {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Release);
+        self.closer.close();
+        self.ring.call();
+    }
+}
+
 /// How fast a comparison goes.
 #[derive(Clone, Copy)]
 struct Pace {
@@ -121,14 +147,15 @@ impl Node {
             });
             state.shipping.insert(*peer, Arc::clone(&shipping));
             drop(state);
-            let started = self.spawn(&format!("ship-to-{}", peer.0), move |node| node.ship(&shipping));
+            let finishing = Finishing(shipping);
+            let started = self.spawn(&format!("ship-to-{}", peer.0), move |node| node.ship(&finishing));
             if let Err(error) = started {
                 tracing::error!("{error}");
             }
         }
     }
 
-    fn ship(self: &Arc<Node>, shipping: &Arc<Shipping>) {
+    fn ship(self: &Arc<Node>, Finishing(shipping): &Finishing) {
         let (mut pause, mut compare) = (PAUSE_MIN, false);
         while shipping.goes_on(self) && self.parts.control.state().nodes.contains_key(&shipping.peer) {
             let before = self.now();
@@ -152,8 +179,6 @@ impl Node {
                 self.rest(pause.min(self.parts.timing.heartbeat));
             }
         }
-        shipping.figures.state.lock().connected = false;
-        shipping.finished.store(true, Ordering::Release);
     }
 
     fn ship_once(self: &Arc<Node>, shipping: &Arc<Shipping>, compare: bool) -> Result<()> {
@@ -204,16 +229,19 @@ impl Node {
         let broken: Mutex<Option<Error>> = Mutex::new(None);
         let answers_ended = AtomicBool::new(false);
         let unsent = std::thread::scope(|scope| {
-            scope.spawn(|| {
+            let ending = AnswersEnding { ended: &answers_ended, closer: &closer, ring: &parts.ring };
+            let taking = std::thread::Builder::new().spawn_scoped(scope, || {
+                let _ending = ending;
                 if let Err(error) = self.take_answers(shipping, &stream, &sender, &mut receiver) {
                     broken.lock().get_or_insert(error);
                 }
-                answers_ended.store(true, Ordering::Release);
-                closer.close();
-                parts.ring.call();
             });
+            let taking = taking.map_err(|error| {
+                Error::caused(ErrorKind::Device, format!("starting to listen to node {}", peer.0), error)
+            })?;
             let mut unsent = Ok(());
-            while shipping.goes_on(self) && broken.lock().is_none() && unsent.is_ok() {
+            let ended = || answers_ended.load(Ordering::Acquire) || broken.lock().is_some();
+            while shipping.goes_on(self) && !ended() && unsent.is_ok() {
                 stream.lock().allow_comparison(pace.allowance(self.now()));
                 unsent = self.send_some(shipping, &stream, &sender, standing.by);
             }
@@ -223,6 +251,9 @@ impl Node {
                 self.rest(REASON_PAUSE);
             }
             closer.close();
+            let panicked =
+                || Error::new(ErrorKind::Device, format!("listening to node {} has failed", peer.0));
+            taking.join().map_err(|_| panicked())?;
             unsent
         });
         let said = broken.into_inner().map_or(Ok(()), Err);
@@ -401,6 +432,25 @@ fn first_answer(receiver: &mut LinkReceiver, patience: Duration) -> Result<Upstr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stream_whose_thread_fails_has_finished() {
+        let shipping = Arc::new(Shipping {
+            epoch: Epoch::default(),
+            peer: NodeId(2),
+            stopping: AtomicBool::new(false),
+            finished: AtomicBool::new(false),
+            closer: Mutex::new(None),
+            figures: Figures::default(),
+        });
+        let finishing = Finishing(Arc::clone(&shipping));
+        let failing = std::panic::AssertUnwindSafe(move || {
+            let finishing = finishing;
+            assert!(finishing.0.finished.load(Ordering::Acquire), "it goes on so far");
+        });
+        assert!(std::panic::catch_unwind(failing).is_err());
+        assert!(shipping.finished.load(Ordering::Acquire));
+    }
 
     #[test]
     fn a_comparison_keeps_to_its_rate_and_to_none_where_none_is_set() {
