@@ -220,7 +220,7 @@ impl Core {
         let is_lost = |stall: &Stall| match stall {
             Stall::Load(key, pointer) => damaged.is_some_and(|pages| pages.contains(&(*key, *pointer))),
             Stall::Fail(error) => damaged.is_some() && error.kind() == ErrorKind::Corrupt,
-            Stall::Allocate(_) | Stall::Room(_) => false,
+            Stall::Allocate { .. } | Stall::Room(_) => false,
         };
         let end = first.plus(count);
         let mut at = first;
