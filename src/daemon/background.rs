@@ -20,6 +20,9 @@ const FAILED_WAIT: Duration = Duration::from_secs(1);
 /// How long to wait once the index is filled: it is filled once.
 const INDEX_WAIT: Duration = Duration::from_secs(3600);
 
+/// How long to wait once it is known that the store has stopped: nothing changes before the next start.
+const STOPPED_WAIT: Duration = Duration::from_secs(3600);
+
 /// How often a scrub reads its part of what it may read in a second.
 const SCRUB_STEPS: u32 = 20;
 
@@ -58,11 +61,15 @@ impl Stop {
 }
 
 impl Background {
-    /// Starts the threads.
+    /// Starts the threads. `stopped` is called soon after the store has stopped taking writes.
     ///
     /// # Errors
     /// What the operating system said.
-    pub(super) fn start(store: &Arc<Store>, scrub_rate: ByteCount) -> std::io::Result<Background> {
+    pub(super) fn start(
+        store: &Arc<Store>,
+        scrub_rate: ByteCount,
+        stopped: impl Fn() + Send + 'static,
+    ) -> std::io::Result<Background> {
         let mut background = Background { stop: Arc::default(), threads: Vec::new() };
         background.spawn("background", store, |store| {
             Ok(if store.background_step()? { Duration::ZERO } else { IDLE_WAIT })
@@ -71,6 +78,13 @@ impl Background {
             Ok(if store.rebuild_index_step() { Duration::ZERO } else { INDEX_WAIT })
         })?;
         background.spawn("sync", store, |store| Ok(store.sync_if_due()?.max(SYNC_WAIT_MIN)))?;
+        background.spawn("device", store, move |store| {
+            if !store.has_stopped() {
+                return Ok(IDLE_WAIT);
+            }
+            stopped();
+            Ok(STOPPED_WAIT)
+        })?;
         let part = ByteCount(scrub_rate.0 / u64::from(SCRUB_STEPS));
         background.spawn("scrub", store, move |store| {
             Ok(if store.scrub_step(part)? { Duration::from_secs(1) / SCRUB_STEPS } else { IDLE_WAIT })

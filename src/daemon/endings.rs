@@ -77,6 +77,12 @@ impl Endings {
         });
     }
 
+    /// Notes that a write or a sync has failed: what was acknowledged before it need not be on the device, though the
+    /// machine goes on, and the next opening may not find it.
+    pub(super) fn failed(&self) {
+        self.tell(remove(&self.path));
+    }
+
     /// Notes that the pool was closed: everything is durable.
     pub(super) fn closed(&self, store: &Store) {
         self.tell(self.write(store, None));
@@ -115,7 +121,42 @@ fn remove(path: &Path) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use crate::daemon::environment;
+    use crate::device::Device;
+    use crate::device::memory::MemoryDevice;
+    use crate::store::StoreOptions;
+    use crate::units::ByteCount;
+
     use super::*;
+
+    #[test]
+    fn p7_after_a_failed_device_a_loss_is_assumed_under_the_same_boot_too() {
+        let directory = std::env::temp_dir().join(format!("sinter-endings-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let device: Arc<dyn Device> = Arc::new(MemoryDevice::new("pool", ByteCount(64 << 20)));
+        let devices = || vec![Arc::clone(&device)];
+        drop(Store::create(devices(), StoreOptions::default(), environment()).unwrap());
+        let open = |fails: bool| {
+            let (store, report) = Store::open(devices(), StoreOptions::default(), environment()).unwrap();
+            let lacks = {
+                let _ = Endings::begin(&directory, &store, Some(&report));
+                store.may_lack()
+            };
+            // Clients are told of it.
+            store.set_may_lack(false);
+            let endings = Endings::begin(&directory, &store, None);
+            if fails {
+                endings.failed();
+            }
+            lacks
+        };
+        assert!(open(false), "nothing is known of what was before");
+        assert_eq!(open(true), boot_id().is_none());
+        assert!(open(false), "its device had failed");
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
 
     #[test]
     fn only_the_same_boot_or_an_untouched_pool_lost_nothing() {

@@ -203,7 +203,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
         return Err(Failure::new(ErrorKind::Busy, "this node is in a cluster")
             .hint("started without --forget-cluster, it can be asked by `sinter cluster forget`"));
     }
-    let endings = Endings::begin(&data_directory, &store, report.as_ref());
+    let endings = Arc::new(Endings::begin(&data_directory, &store, report.as_ref()));
     let takes_writes = accept_loss || report.as_ref().is_none_or(|report| report.damage.is_empty());
     if wish.pool.is_none() && takes_writes {
         name_history(&store, &environment)?;
@@ -224,8 +224,9 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
     }
 
     let failed = |what: &'static str| move |error| Error::caused(ErrorKind::Device, what, error);
-    let background =
-        Background::start(&store, config.scrub_rate).map_err(failed("starting the background threads"))?;
+    let ending = endings.clone();
+    let background = Background::start(&store, config.scrub_rate, move || ending.failed())
+        .map_err(failed("starting the background threads"))?;
     let recorder =
         Recorder::start(array.clone(), &data_directory).map_err(failed("starting the recorder"))?;
     let measuring = Measuring::start(array.clone()).map_err(failed("starting the measuring thread"))?;
@@ -287,7 +288,7 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
         ));
     }
     manager.tell(State::Stopping("making everything durable"));
-    close(&store)?;
+    close(&store).inspect_err(|_| endings.failed())?;
     endings.closed(&store);
     tracing::info!("stopped: everything is durable");
     again.start_if_told(at.0, &at.1)
