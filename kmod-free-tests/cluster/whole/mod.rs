@@ -5,12 +5,14 @@
 
 mod attached;
 mod clients;
+mod devices;
 mod histories;
 mod node;
 mod oracle;
 mod streams;
 mod terms;
 mod trouble;
+mod wider;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,6 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use sinter::replica::role::PlantedFaults;
 
 use oracle::Seen;
+use wider::Kind;
 use world::{Planted, SECOND, World};
 
 /// One history: faults for a while, then none.
@@ -72,6 +75,7 @@ fn p7_a_whole_cluster_keeps_what_it_promised() {
     assert!(seen.primaries > histories && seen.writes > 100 * histories, "{seen:?}");
     let sessions = seen.sent_again.min(seen.unknown).min(seen.refused);
     assert!(histories < 100 || sessions > 0, "{seen:?}");
+    assert!(histories < 500 || seen.devices_failed > 0, "{seen:?}");
 }
 
 #[test]
@@ -87,6 +91,14 @@ fn p7_planted_faults_of_a_whole_cluster_are_found() {
         ("any incarnation", planted(PlantedFaults { any_incarnation: true, ..role })),
         ("asked before waited for", planted(PlantedFaults { asked_before_waited_for: true, ..role })),
         ("out before decided", planted(PlantedFaults { out_before_decided: true, ..role })),
+        (
+            "a FLUSH is answered though its sync has failed",
+            Planted { failed_sync_ignored: true, wider: Some(Kind::Devices), ..outside },
+        ),
+        (
+            "nobody is told that a device has failed",
+            Planted { failed_device_untold: true, wider: Some(Kind::Devices), ..outside },
+        ),
     ];
     // Rare here: those of roles the simulation of roles alone finds sooner.
     let rare = [

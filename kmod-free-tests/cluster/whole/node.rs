@@ -194,6 +194,10 @@ pub(super) struct Life {
     /// A bookmark that is not durable on all members yet.
     pub(super) bookmark: Option<(Uuid, Lsn)>,
     pub(super) pending: Vec<Pending>,
+    /// Attempts to begin the present term.
+    pub(super) failures: u32,
+    /// It is known that its store takes no writes any more.
+    pub(super) device_failed: bool,
 }
 
 impl Life {
@@ -347,13 +351,13 @@ impl Node {
         }
     }
 
-    /// The node dies, and its power with it or not.
-    pub(super) fn die(&mut self, power: bool) {
+    /// The node dies, and its power with it or not. What it had written may be gone.
+    pub(super) fn die(&mut self, power: bool, may_lack: bool) {
         self.life = None;
         self.paused_until = 0;
+        self.may_lack |= may_lack;
         self.plan.forget_faults();
         if power {
-            self.may_lack = true;
             self.disk.crash();
         } else {
             self.disk.kill_process();

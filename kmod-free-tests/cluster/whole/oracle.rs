@@ -29,6 +29,7 @@ pub(crate) struct Seen {
     pub(crate) adopted: u64,
     pub(crate) crashes: u64,
     pub(crate) pools_changed: u64,
+    pub(crate) devices_failed: u64,
     pub(crate) sent_again: u64,
     pub(crate) unknown: u64,
     pub(crate) refused: u64,
@@ -50,6 +51,7 @@ impl Seen {
             (&mut self.adopted, other.adopted),
             (&mut self.crashes, other.crashes),
             (&mut self.pools_changed, other.pools_changed),
+            (&mut self.devices_failed, other.devices_failed),
             (&mut self.sent_again, other.sent_again),
             (&mut self.unknown, other.unknown),
             (&mut self.refused, other.refused),
@@ -97,9 +99,9 @@ impl Oracle {
         log: &Log,
         all_were_lost: bool,
     ) -> Option<Vec<At>> {
-        if let Some((before, _)) = self.newest.filter(|(before, _)| *before >= epoch) {
-            assert!(before > epoch, "two primaries in epoch {epoch:?}");
-            // It was handed over to while it slept, and wakes up too late: nobody will answer it.
+        if let Some((before, whose)) = self.newest.filter(|(before, _)| *before >= epoch) {
+            assert!(before > epoch || whose == node, "two primaries in epoch {epoch:?}");
+            // It was handed over to while it slept, and wakes up too late: nobody will answer it. Or it tries again.
             return None;
         }
         self.seen.primaries += 1;

@@ -361,11 +361,21 @@ impl World {
                     self.after(delay, Event::Report { node, life, link });
                 }
             }
-            Err(()) => {
-                self.send_up(link, Upstream::Refused("it does not go on".to_owned()).encode());
-                self.end_following(node);
+            Err(()) => self.refuse(node, link),
+        }
+    }
+
+    /// A node says that it does not go on with the stream that it follows, and ends it.
+    pub(super) fn refuse(&mut self, node: usize, link: u64) {
+        if let (Some(by), Some(open)) = (self.nodes[node].member(node), self.links.get(&link)) {
+            let (to, life) = open.from;
+            let delay = self.delay(node, to);
+            let lost = !self.calm && self.numbers.chance(1, 10);
+            if !lost {
+                self.after(delay, Event::Refused { node: to, life, by });
             }
         }
+        self.end_following(node);
     }
 
     /// A node answers for what it has applied, unless a later epoch has begun.
@@ -377,7 +387,7 @@ impl World {
         }
         let report = following.follower.report();
         let (epoch, position) = (following.epoch, following.follower.position());
-        let Ok(report) = self.tried(node, report) else { return };
+        let Ok(report) = self.tried(node, report) else { return self.refuse(node, link) };
         if let Some(position) = position {
             self.tell(node, Input::Moved(position));
         }
@@ -400,7 +410,7 @@ impl World {
         }
         let outcome = life.store.make_durable(wanted);
         if self.tried(node, outcome).is_err() {
-            return;
+            return self.refuse(node, link);
         }
         let life = self.nodes[node].life.as_mut().unwrap();
         let Some(following) = life.following.as_mut() else { return };

@@ -14,10 +14,13 @@ use sinter::units::{Epoch, Lsn, SessionId, Uuid};
 
 use super::attached::{Attached, FIRST_OWN};
 use super::node::{Life, Opened};
-use super::world::{Event, MILLISECOND, World, id, index};
+use super::world::{Event, MILLISECOND, Time, World, id, index};
 
 const BOOKMARK_AFTER: Duration = Duration::from_millis(300);
 const BOOKMARK_EVERY: Duration = Duration::from_millis(2500);
+/// A term that cannot be begun is tried again after this time, and so often before another member is to take over.
+const TRIED_AGAIN_AFTER: Time = 100 * MILLISECOND;
+const FAILURES_MAX: u32 = 3;
 
 impl World {
     pub(super) fn start(&mut self, node: usize) {
@@ -61,16 +64,20 @@ impl World {
             bookmark_due: now,
             bookmark: None,
             pending: Vec::new(),
+            failures: 0,
+            device_failed: false,
         });
         self.after(0, Event::Tick { node, life: number });
         self.after(0, Event::Learn { node });
     }
 
     pub(super) fn die(&mut self, node: usize, power: bool) {
+        // After a failed sync nobody knows what of the writes before it is on the device.
+        let may_lack = power || self.has_stopped(node) && !self.planted.failed_device_untold;
         self.nodes[node].life = None;
         self.links_of(node).into_iter().for_each(|link| self.lose_link(link, node));
         self.oracle.seen.crashes += 1;
-        self.nodes[node].die(power);
+        self.nodes[node].die(power, may_lack);
         let delay = 20 * MILLISECOND + self.numbers.below(if self.calm { 100 } else { 1500 } * MILLISECOND);
         self.after(delay, Event::Start { node });
     }
@@ -90,7 +97,9 @@ impl World {
                 ErrorKind::Unreachable,
                 ErrorKind::NoSpace,
             ];
-            assert!(stopped || expected.contains(&error.kind()), "node {node}: {error}");
+            let failed =
+                self.has_stopped(node) && [ErrorKind::Stopped, ErrorKind::Device].contains(&error.kind());
+            assert!(stopped || failed || expected.contains(&error.kind()), "node {node}: {error}");
         })
     }
 
@@ -135,6 +144,7 @@ impl World {
         self.end_following(node);
         let life = self.nodes[node].life.as_mut().unwrap();
         if life.role.serves() != Some(epoch) {
+            life.failures = 0;
             return;
         }
         // (6)
@@ -157,15 +167,16 @@ impl World {
         let life = self.nodes[node].life.as_mut().unwrap();
         let begun = begin_in_store(life, epoch);
         let Ok(epochs) = self.tried(node, begun) else {
-            return self.tell(node, Input::CannotBegin(epoch));
+            return self.cannot_begin(node, epoch);
         };
-        if gone.is_some() {
+        if self.oracle.newest == Some((epoch, node)) {
             let terms = self.nodes[node].life.as_ref().unwrap().array.session_terms(SessionId(0));
             self.oracle.serves_in(terms.history, from_nobody);
         }
         let (now, peers) = (self.clock(node), self.nodes.len());
         let life = self.nodes[node].life.as_mut().unwrap();
         life.epochs = epochs;
+        life.failures = 0;
         life.bookmark = None;
         life.shipping.clear();
         if life.role.serves() == Some(epoch) {
@@ -180,6 +191,19 @@ impl World {
             self.tell(node, Input::Begun(epoch));
         }
         self.committed(node);
+    }
+
+    /// A term that cannot be begun is tried again, until another member takes over.
+    fn cannot_begin(&mut self, node: usize, epoch: Epoch) {
+        let Some(life) = self.nodes[node].life.as_mut() else { return };
+        life.failures += 1;
+        let gives_way = life.failures >= FAILURES_MAX || life.store.has_stopped();
+        life.changes.push_front(Action::Begin(epoch));
+        let life = life.number;
+        self.after(TRIED_AGAIN_AFTER, Event::Change { node, life });
+        if gives_way {
+            self.tell(node, Input::CannotBegin(epoch));
+        }
     }
 
     fn end(&mut self, node: usize) {
@@ -210,9 +234,9 @@ impl World {
         life.role.moved(now, position);
         if write_out {
             let written = life.store.write_out(last);
-            life.written_out = last;
-            if self.tried(node, written).is_err() {
-                return;
+            if self.tried(node, written).is_ok() {
+                let life = self.nodes[node].life.as_mut();
+                life.into_iter().for_each(|life| life.written_out = last);
             }
         }
         self.pump_all(node);
@@ -231,7 +255,9 @@ impl World {
         let Some(life) = self.nodes[node].life.as_mut() else { return };
         let (store, last) = (Arc::clone(&life.store), life.store.last_lsn());
         let mut outcome = store.write_out(last);
-        life.written_out = life.written_out.max(last);
+        if outcome.is_ok() {
+            life.written_out = life.written_out.max(last);
+        }
         if background {
             outcome = outcome.and_then(|()| store.background_step().map(drop));
         }
@@ -241,10 +267,11 @@ impl World {
         if checkpoint {
             outcome = outcome.and_then(|()| store.checkpoint());
         }
-        if self.tried(node, outcome).is_err() {
+        if self.tried(node, outcome).is_err() && !self.has_stopped(node) {
             return;
         }
         self.tell(node, Input::Tick);
+        self.go_on_without_device(node);
         self.keep_bookmarks(node);
         self.pump_all(node);
         self.serve(node);

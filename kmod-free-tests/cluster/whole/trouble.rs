@@ -26,6 +26,9 @@ impl World {
         self.after(delay, Event::Fault);
         let node = self.numbers.index(self.nodes.len());
         let length = self.numbers.below(1200 * MILLISECOND);
+        if self.wider.devices_fail && self.numbers.chance(1, 4) {
+            return self.fail_device(node);
+        }
         let kind = match self.sleepy {
             true if self.numbers.chance(1, 2) => 2,
             true => 6,
@@ -180,7 +183,8 @@ impl World {
     }
 
     fn is_whole(&self) -> bool {
-        (0..self.nodes.len()).all(|node| self.holds_all(node)) && self.serving().len() == 1
+        let mut nodes = 0..self.nodes.len();
+        nodes.all(|node| self.holds_all(node) && !self.has_stopped(node)) && self.serving().len() == 1
     }
 
     /// Nobody is about to do anything.

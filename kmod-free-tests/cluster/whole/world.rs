@@ -18,6 +18,7 @@ use super::clients::{BULK, BULK_BLOCKS, Clients, SHARED, SHARED_BLOCKS};
 use super::node::{Log, Node};
 use super::oracle::Oracle;
 use super::streams::Link;
+use super::wider::{Kind, Wider};
 use crate::consensus::Consensus;
 
 /// Microseconds.
@@ -47,6 +48,12 @@ pub(crate) struct Planted {
     pub(crate) member_compared: bool,
     /// The numbers of requests are not remembered: what comes again is carried out again.
     pub(crate) sent_again_without_sessions: bool,
+    /// A FLUSH counts as done though the primary's own sync has failed.
+    pub(crate) failed_sync_ignored: bool,
+    /// A pool that is opened again after its device has failed is taken for one that lacks nothing.
+    pub(crate) failed_device_untold: bool,
+    /// What every history has, because the fault can be seen in no other.
+    pub(crate) wider: Option<Kind>,
 }
 
 #[derive(Debug)]
@@ -73,6 +80,17 @@ pub(super) enum Event {
     },
     Start {
         node: usize,
+    },
+    /// The process of a node whose device has failed is ended.
+    Restart {
+        node: usize,
+        life: u64,
+    },
+    /// A primary hears that a node does not go on with its stream.
+    Refused {
+        node: usize,
+        life: u64,
+        by: Member,
     },
     /// A term begins or ends.
     Change {
@@ -149,6 +167,7 @@ pub(crate) struct World {
     pub(super) lives: u64,
     /// Nodes only fall asleep, and links break: the history of those that wake up believing that nothing has changed.
     pub(super) sleepy: bool,
+    pub(super) wider: Wider,
     pub(super) calm: bool,
 }
 
@@ -189,6 +208,7 @@ impl World {
             clients: Clients::new(CLIENTS),
             lives: 0,
             sleepy,
+            wider: Wider::of(seed, planted.wider),
             calm: false,
         };
         for node in 0..data_nodes {
@@ -236,6 +256,8 @@ impl World {
     fn step(&mut self, event: Event) {
         let at = match &event {
             Event::Tick { node, life }
+            | Event::Restart { node, life }
+            | Event::Refused { node, life, .. }
             | Event::Change { node, life }
             | Event::Connect { node, life, .. }
             | Event::Closed { node, life, .. }
@@ -277,6 +299,8 @@ impl World {
                 }
             }
             Event::Start { node } => self.start(node),
+            Event::Restart { node, .. } => self.restart(node),
+            Event::Refused { node, by, .. } => self.tell(node, Input::Failed(by)),
             Event::Change { node, .. } => self.change(node),
             Event::Connect { node, peer, .. } => self.connect(node, peer),
             Event::Open { link, .. } => self.open(link),
