@@ -22,6 +22,7 @@ pub mod link;
 pub mod node;
 pub mod ring;
 pub mod role;
+pub mod room;
 pub mod session;
 pub mod stream;
 pub mod timing;

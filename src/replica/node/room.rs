@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::replica::ring::Backlog;
-use crate::units::{BLOCK_BYTES, BlockCount, ByteCount};
+use crate::replica::room::fits;
+use crate::units::BlockCount;
 
 use super::{Node, State};
 
@@ -18,13 +19,8 @@ use super::{Node, State};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// For so long after a refusal nobody waits again.
 const IMPATIENCE: Duration = Duration::from_secs(5);
-/// Pages of metadata that an operation may fill, each with its copy's share.
-const OPERATION_PAGES: u64 = 4;
-const PAGE_BYTES: u64 = 4160;
 /// Blocks of one operation, at most.
 const OPERATION_BLOCKS_MAX: u64 = 256;
-/// What a member keeps back beyond what is counted: a part of its room for metadata that nobody can foresee.
-const MARGIN: ByteCount = ByteCount(1 << 20);
 
 /// What is set aside.
 #[derive(Default)]
@@ -41,12 +37,6 @@ enum Short {
     Here,
     /// Another member.
     Member(String),
-}
-
-/// What so many operations and blocks may take at most.
-fn most(operations: u64, blocks: u64) -> u64 {
-    let pages = operations.saturating_mul(OPERATION_PAGES * PAGE_BYTES);
-    pages.saturating_add(blocks.saturating_mul(BLOCK_BYTES as u64))
 }
 
 impl Node {
@@ -88,9 +78,8 @@ impl Node {
     }
 
     fn short_of_room(&self, state: &State) -> Option<Short> {
-        let reserved = self.room.reserved_blocks.load(Ordering::Acquire);
-        let own = self.parts.store.writable_bytes();
-        if own.0 < most(1, reserved) + MARGIN.0 {
+        let reserved = BlockCount(self.room.reserved_blocks.load(Ordering::Acquire));
+        if !fits(self.parts.store.writable_bytes(), Backlog::default(), reserved) {
             return Some(Short::Here);
         }
         for node in state.role.record().set.keys() {
@@ -101,12 +90,9 @@ impl Node {
             };
             let Some(writable) = writable else { continue };
             let behind = self.parts.ring.last().0.saturating_sub(applied.0);
-            let blocks_max = behind.saturating_mul(OPERATION_BLOCKS_MAX);
-            if writable.0 >= most(behind + 1, blocks_max.saturating_add(reserved)).saturating_add(MARGIN.0) {
-                continue;
-            }
-            let Backlog { operations, blocks } = self.parts.ring.backlog(applied);
-            if writable.0 < most(operations + 1, blocks + reserved) + MARGIN.0 {
+            let most = Backlog { operations: behind, blocks: behind.saturating_mul(OPERATION_BLOCKS_MAX) };
+            if !fits(writable, most, reserved) && !fits(writable, self.parts.ring.backlog(applied), reserved)
+            {
                 let entry = self.parts.control.state().nodes.get(node).map(|entry| entry.name.clone());
                 return Some(Short::Member(entry.unwrap_or_else(|| node.0.to_string())));
             }
