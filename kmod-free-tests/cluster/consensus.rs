@@ -1,6 +1,6 @@
 //! A consensus group as the nodes see it: an order of decisions, of which nobody need be told in time.
 
-use sinter::replica::decisions::{Change, Command, Record};
+use sinter::replica::decisions::{Change, Command, Member, Record};
 use sinter::units::Epoch;
 
 pub(crate) struct Consensus {
@@ -26,6 +26,15 @@ impl Consensus {
             self.decided.push(self.record.clone());
         }
         changed
+    }
+
+    /// An operator makes a node the primary, whatever it holds, unless another epoch has begun; whether it is.
+    pub(crate) fn force(&mut self, member: Member, from: Epoch) -> bool {
+        let forced = self.record.epoch == from && self.record.force(member);
+        if forced {
+            self.decided.push(self.record.clone());
+        }
+        forced
     }
 
     /// Whether an epoch was begun when no member had lived on.

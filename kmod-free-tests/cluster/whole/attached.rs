@@ -96,12 +96,22 @@ impl Attached {
         self.lost.extend(gone.iter().filter_map(|at| self.told.remove(at)));
     }
 
-    /// What may still be carried out although all members were lost at once: by block, and of a write, what.
-    pub(super) fn may_come(&self) -> Vec<(Asked, u64, Option<Value>)> {
+    /// What was flushed may be gone as well, and the client knows no better than to believe that it is there.
+    pub(super) fn lose_what_was_flushed(&mut self) {
+        self.newest.clear();
+        for what in self.requests.values_mut() {
+            if let What::Flush { told } = what {
+                told.clear();
+            }
+        }
+    }
+
+    /// What may still be carried out although all members were lost at once, or all of it: by block, and of a write, what.
+    pub(super) fn may_come(&self, all: bool) -> Vec<(Asked, u64, Option<Value>)> {
         let mut coming = Vec::new();
         for number in self.open.iter().filter(|_| !self.alone) {
             match &self.requests[number] {
-                What::Write { first, values } if !self.sent.contains(number) => {
+                What::Write { first, values } if all || !self.sent.contains(number) => {
                     coming.extend(
                         (*first..).zip(values).map(|(block, (asked, value))| (*asked, block, Some(*value))),
                     );
@@ -146,8 +156,9 @@ impl World {
         let terms: SessionTerms = life.array.session_terms(own.id);
         assert!(terms.history.is_some(), "a primary takes requests in a history without a name");
         // (5)
+        let forsaken = life.serving.is_some_and(|epoch| self.oracle.is_forsaken(epoch));
         assert!(
-            !own.lost.contains(&terms.history),
+            forsaken || !own.lost.contains(&terms.history),
             "acknowledged writes are gone, and the history is the same"
         );
         own.connected = Some((node, life.number));
@@ -333,15 +344,25 @@ impl World {
             }
         }
         let successor = self.successor(epoch);
-        places.iter().for_each(|at| self.oracle.acknowledge(*at, successor.as_ref()));
-        if matches!(kind, Kind::Flush) {
+        let gone: Vec<At> =
+            places.iter().copied().filter(|at| !self.oracle.acknowledge(*at, successor.as_ref())).collect();
+        let forsaken = self.oracle.is_forsaken(epoch);
+        if matches!(kind, Kind::Flush) && !forsaken {
             self.oracle.flush(lsn);
         }
         let own = &mut self.clients.attached[client];
         own.heard_at = self.now;
         let verdict = own.session.answered(number, true);
         own.told.extend(places.into_iter().map(|at| (at, own.history)));
+        own.lose(&gone);
+        if matches!(kind, Kind::Flush) && forsaken {
+            own.lost.clear();
+            own.lose_what_was_flushed();
+        }
         match (verdict, what) {
+            (Verdict::Answer, Some(_)) if forsaken => {
+                own.open.remove(&number);
+            }
             (Verdict::Answer, Some(what)) => {
                 assert!(own.open.remove(&number), "{number:?} of session {client} is answered again");
                 self.told(node, client, lsn, what, kind);

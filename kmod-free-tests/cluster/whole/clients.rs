@@ -384,26 +384,29 @@ impl World {
         };
         let successor = self.successor(epoch);
         let at = At { epoch, lsn };
+        if !matches!(kind, Kind::Read { .. } | Kind::Flush) {
+            self.oracle.acknowledge(at, successor.as_ref());
+        }
+        // What whoever was left behind by force says counts for nothing.
+        let counts = !self.oracle.is_forsaken(epoch);
         match kind {
-            Kind::Write { block } => {
-                self.oracle.acknowledge(at, successor.as_ref());
+            Kind::Write { block } if counts => {
                 self.oracle.histories.answer(asked, block, None);
                 self.oracle.seen.writes += 1;
             }
-            Kind::Bulk => self.oracle.acknowledge(at, successor.as_ref()),
-            Kind::Managed => {
-                self.oracle.acknowledge(at, successor.as_ref());
+            Kind::Managed if counts => {
                 self.oracle.flush(lsn);
                 self.oracle.seen.managed += 1;
             }
-            Kind::Read { block, value } => {
+            Kind::Read { block, value } if counts => {
                 self.oracle.histories.answer(asked, block, Some(value));
                 self.oracle.seen.reads += 1;
             }
-            Kind::Flush => {
+            Kind::Flush if counts => {
                 self.oracle.flush(lsn);
                 self.oracle.seen.flushes += 1;
             }
+            _ => {}
         }
         let own = &mut self.clients.all[client];
         if own.waits.is_some_and(|waits| waits.asked == asked) {

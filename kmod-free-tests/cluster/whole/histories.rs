@@ -28,6 +28,8 @@ struct Block {
 #[derive(Debug, Default)]
 pub(crate) struct Histories {
     blocks: BTreeMap<u64, Block>,
+    /// Of blocks from this one on nothing is known any more.
+    forgotten_from: Option<u64>,
     pub(crate) checked: u64,
 }
 
@@ -39,10 +41,19 @@ impl Histories {
 
     /// Somebody asks for a block to be written, or to be read.
     pub(crate) fn call(&mut self, asked: Asked, block: u64, write: Option<Value>) {
+        if self.forgotten_from.is_some_and(|first| block >= first) {
+            return;
+        }
         let history = self.blocks.entry(block).or_default();
         history.calls += 1;
         let operation = write.map_or(Operation::Read(None), Operation::Write);
         history.actions.push((asked, Action::Call(operation)));
+    }
+
+    /// Blocks from this one on are looked at no more.
+    pub(crate) fn forget_from(&mut self, first: u64) {
+        self.forgotten_from = Some(first);
+        let _ = self.blocks.split_off(&first);
     }
 
     /// It is answered, with what was read.
@@ -79,10 +90,17 @@ impl Histories {
             let shown = history.actions.clone();
             assert!(history.linearizes(), "block {block} is no register: {shown:?}");
             if let Some(value) = holds(block).filter(|value| *value != 0) {
-                let first = Asked(u64::MAX);
-                self.call(first, block, Some(value));
-                self.answer(first, block, None);
+                self.begin_with(block, value);
             }
+        }
+    }
+
+    /// A block of which nothing is known yet holds this.
+    pub(crate) fn begin_with(&mut self, block: u64, value: Value) {
+        if !self.blocks.contains_key(&block) {
+            let first = Asked(u64::MAX);
+            self.call(first, block, Some(value));
+            self.answer(first, block, None);
         }
     }
 }

@@ -14,6 +14,18 @@ pub(super) struct At {
     pub(super) lsn: Lsn,
 }
 
+/// What may be gone when an epoch begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Loss {
+    /// Members live.
+    #[default]
+    Nothing,
+    /// All members were lost at once.
+    Unflushed,
+    /// The operator has put up with it.
+    Anything,
+}
+
 /// What happened in one history, so that the test knows that it tests something.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Seen {
@@ -30,6 +42,10 @@ pub(crate) struct Seen {
     pub(crate) crashes: u64,
     pub(crate) pools_changed: u64,
     pub(crate) devices_failed: u64,
+    pub(crate) started_without: u64,
+    pub(crate) forced: u64,
+    pub(crate) discarded: u64,
+    pub(crate) lost_by_leave: u64,
     pub(crate) sent_again: u64,
     pub(crate) unknown: u64,
     pub(crate) refused: u64,
@@ -52,6 +68,10 @@ impl Seen {
             (&mut self.crashes, other.crashes),
             (&mut self.pools_changed, other.pools_changed),
             (&mut self.devices_failed, other.devices_failed),
+            (&mut self.started_without, other.started_without),
+            (&mut self.forced, other.forced),
+            (&mut self.discarded, other.discarded),
+            (&mut self.lost_by_leave, other.lost_by_leave),
             (&mut self.sent_again, other.sent_again),
             (&mut self.unknown, other.unknown),
             (&mut self.refused, other.refused),
@@ -91,37 +111,45 @@ impl Oracle {
     }
 
     /// (1): a primary begins; what was acknowledged is there, and where all members were lost at once, what was flushed.
-    /// What is gone, if it is the newest.
-    pub(super) fn begins(
-        &mut self,
-        epoch: Epoch,
-        node: usize,
-        log: &Log,
-        all_were_lost: bool,
-    ) -> Option<Vec<At>> {
+    /// What is gone of what was not flushed, if it is the newest.
+    pub(super) fn begins(&mut self, epoch: Epoch, node: usize, log: &Log, loss: Loss) -> Option<Vec<At>> {
         if let Some((before, whose)) = self.newest.filter(|(before, _)| *before >= epoch) {
             assert!(before > epoch || whose == node, "two primaries in epoch {epoch:?}");
             // It was handed over to while it slept, and wakes up too late: nobody will answer it. Or it tries again.
             return None;
         }
         self.seen.primaries += 1;
-        let gone: Vec<At> = self.acknowledged.iter().filter(|at| !holds(log, **at)).copied().collect();
-        assert!(all_were_lost || gone.is_empty(), "epoch {epoch:?} begins without acknowledged {gone:?}");
+        let mut gone: Vec<At> = self.acknowledged.iter().filter(|at| !holds(log, **at)).copied().collect();
+        let lost = loss > Loss::Nothing;
+        assert!(lost || gone.is_empty(), "epoch {epoch:?} begins without acknowledged {gone:?}");
         for at in &gone {
-            assert!(!self.flushed.contains(at), "epoch {epoch:?} begins without flushed {at:?}");
             self.acknowledged.remove(at);
         }
         self.seen.lost += gone.len() as u64;
+        gone.retain(|at| {
+            let flushed = self.flushed.remove(at);
+            assert!(loss == Loss::Anything || !flushed, "epoch {epoch:?} begins without flushed {at:?}");
+            self.seen.lost_by_leave += u64::from(flushed);
+            !flushed
+        });
         self.newest = Some((epoch, node));
         Some(gone)
     }
 
-    /// An operation is acknowledged. (2): a successor that has begun, whose log `successor` is, holds it.
-    pub(super) fn acknowledge(&mut self, at: At, successor: Option<&Log>) {
-        if let Some(log) = successor {
-            assert!(holds(log, at), "{at:?} was acknowledged behind the successor's back");
+    /// An operation is acknowledged. (2): a successor that has begun, whose log `successor` is, holds it, unless it was
+    /// forced. Whether it holds.
+    pub(super) fn acknowledge(&mut self, at: At, successor: Option<&Log>) -> bool {
+        let held = successor.is_none_or(|log| holds(log, at));
+        assert!(held || self.is_forsaken(at.epoch), "{at:?} was acknowledged behind the successor's back");
+        if held {
+            self.acknowledged.insert(at);
         }
-        self.acknowledged.insert(at);
+        held
+    }
+
+    /// Whether whoever still serves in this epoch has been left behind by force.
+    pub(super) fn is_forsaken(&self, epoch: Epoch) -> bool {
+        self.newest.is_some_and(|(newest, _)| newest.generation > epoch.generation)
     }
 
     /// Everything up to `lsn` that was acknowledged is flushed.
@@ -142,10 +170,15 @@ impl Oracle {
         all.filter(|at| holds(log, **at)).copied().collect()
     }
 
-    /// (5): a primary serves in this history. It is another one only where something may have been lost.
-    pub(super) fn serves_in(&mut self, history: Option<Uuid>, all_were_lost: bool) {
+    /// (5): a primary serves in this history. It is another one only where something may have been lost, and
+    /// always where an operator has put up with that.
+    pub(super) fn serves_in(&mut self, history: Option<Uuid>, loss: Loss, must_be_told: bool) {
         let same = self.history.is_none() || self.history == history;
-        assert!(same || all_were_lost, "the history has another name, and nothing was lost");
+        assert!(same || loss > Loss::Nothing, "the history has another name, and nothing was lost");
+        assert!(
+            !must_be_told || self.history != history,
+            "the operator put up with a loss, and nobody is told"
+        );
         self.history = history;
     }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use sinter::replica::decisions::Position;
+use sinter::replica::decisions::{Member, Position};
 use sinter::replica::follower::Follower;
 use sinter::replica::role::Input;
 use sinter::replica::stream::{Progress, Stream};
@@ -110,7 +110,14 @@ impl World {
         else {
             return;
         };
-        let Some(life) = self.nodes[to].life.as_mut().filter(|life| life.number == number) else { return };
+        if !self.lives((to, number)) {
+            return;
+        }
+        if self.is_held(to) {
+            let delay = 1 + self.numbers.below(2 * MILLISECOND);
+            return self.after(delay, Event::Open { link, to });
+        }
+        let life = self.nodes[to].life.as_mut().unwrap();
         if !life.role.accepts(epoch) || self.now > opened_at + TURN_PATIENCE {
             return self.lose_link(link, to);
         }
@@ -255,6 +262,9 @@ impl World {
         }
         let stream = Stream::open(&life.array, &life.store, &life.ring, &life.epochs, &standing);
         let link = life.shipping[&peer].link;
+        if stream.as_ref().is_err_and(|error| error.what().contains("split brain")) {
+            self.operator.split.insert(peer);
+        }
         let stream = self.tried(node, stream).and_then(|stream| {
             let compared = stream.progress() != Progress::Prefix;
             let waited_for = self.nodes[node].life.as_ref().is_some_and(|it| it.role.waits_for(standing.by));
@@ -266,6 +276,9 @@ impl World {
         });
         match stream {
             Ok(stream) => {
+                if stream.progress() == Progress::Prefix {
+                    self.assert_prefix(node, peer, standing.by);
+                }
                 let seen = &mut self.oracle.seen;
                 match stream.progress() {
                     Progress::Prefix => seen.went_on += 1,
@@ -279,6 +292,21 @@ impl World {
                 self.pump(node, peer);
             }
             Err(()) => link.into_iter().for_each(|link| self.lose_link(link, node)),
+        }
+    }
+
+    /// A node that goes on where it is holds a prefix of what its primary has: nothing else is ever merged.
+    pub(super) fn assert_prefix(&self, node: usize, peer: usize, by: Member) {
+        if self.nodes[peer].member(peer) != Some(by) || self.planted.bare_numbers {
+            return;
+        }
+        let (here, there) = (self.nodes[node].log.lock().unwrap(), self.nodes[peer].log.lock().unwrap());
+        for (lsn, entry) in there.iter() {
+            assert_eq!(
+                here.get(lsn),
+                Some(entry),
+                "node {peer} holds another operation {lsn} than node {node}"
+            );
         }
     }
 

@@ -14,6 +14,7 @@ use sinter::units::{Epoch, Lsn, SessionId, Uuid};
 
 use super::attached::{Attached, FIRST_OWN};
 use super::node::{Life, Opened};
+use super::oracle::Loss;
 use super::world::{Event, MILLISECOND, Time, World, id, index};
 
 const BOOKMARK_AFTER: Duration = Duration::from_millis(300);
@@ -24,7 +25,7 @@ const FAILURES_MAX: u32 = 3;
 
 impl World {
     pub(super) fn start(&mut self, node: usize) {
-        if self.nodes[node].life.is_some() {
+        if self.nodes[node].life.is_some() || self.is_away(node) {
             return;
         }
         let identity = self.identity.clone();
@@ -150,28 +151,37 @@ impl World {
         // (6)
         assert!(!life.compared && !life.store.syncing(), "a node that is being compared begins {epoch:?}");
         let log = self.nodes[node].log.lock().unwrap().clone();
-        let from_nobody = self.consensus.began_from_nobody(epoch);
-        let gone = self.oracle.begins(epoch, node, &log, from_nobody);
+        let loss = self.losses.get(&epoch).copied().unwrap_or_default();
+        let gone = self.oracle.begins(epoch, node, &log, loss);
         if let Some(gone) = &gone {
             self.compare_with_log(node);
             self.clients.attached.iter_mut().for_each(|client| client.lose(gone));
         }
-        if gone.is_some() && from_nobody {
+        if gone.is_some() && loss == Loss::Anything {
+            self.oracle.histories.forget_from(FIRST_OWN);
+            self.clients.attached.iter_mut().for_each(Attached::lose_what_was_flushed);
+        }
+        if gone.is_some() && loss > Loss::Nothing {
             let values = self.oracle.values(&log);
             // Whoever is alone with its blocks sends again what is gone.
             self.oracle.histories.check(|block| block >= FIRST_OWN, |block| values.get(&block).copied());
-            for (asked, block, write) in self.clients.attached.iter().flat_map(Attached::may_come) {
+            values.iter().for_each(|(block, value)| self.oracle.histories.begin_with(*block, *value));
+            for (asked, block, write) in
+                self.clients.attached.iter().flat_map(|client| client.may_come(loss == Loss::Anything))
+            {
                 self.oracle.histories.call(asked, block, write);
             }
         }
+        let risked = self.risked.iter().copied().filter(|it| *it <= epoch && !self.planted.risk_untold).max();
         let life = self.nodes[node].life.as_mut().unwrap();
-        let begun = begin_in_store(life, epoch);
+        let begun = begin_in_store(life, epoch, risked);
         let Ok(epochs) = self.tried(node, begun) else {
             return self.cannot_begin(node, epoch);
         };
         if self.oracle.newest == Some((epoch, node)) {
             let terms = self.nodes[node].life.as_ref().unwrap().array.session_terms(SessionId(0));
-            self.oracle.serves_in(terms.history, from_nobody);
+            let told = self.risked.contains(&epoch) || loss == Loss::Anything;
+            self.oracle.serves_in(terms.history, loss, told);
         }
         let (now, peers) = (self.clock(node), self.nodes.len());
         let life = self.nodes[node].life.as_mut().unwrap();
@@ -315,11 +325,11 @@ impl World {
 }
 
 /// Writes the first operation of an epoch.
-fn begin_in_store(life: &Life, epoch: Epoch) -> Result<Epochs> {
+fn begin_in_store(life: &Life, epoch: Epoch, risked: Option<Epoch>) -> Result<Epochs> {
     life.store.follow(false);
     let mut epochs = Epochs::load(&life.store)?;
     let first = epochs.begin(&life.store, epoch)?;
-    let named = history::begin(&life.store, epoch, None, &*life.random)?;
+    let named = history::begin(&life.store, epoch, risked, &*life.random)?;
     life.store.write_out(named.unwrap_or(first))?;
     life.array.reload()?;
     Ok(epochs)

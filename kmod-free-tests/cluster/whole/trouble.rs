@@ -29,6 +29,9 @@ impl World {
         if self.wider.devices_fail && self.numbers.chance(1, 4) {
             return self.fail_device(node);
         }
+        if self.wider.machines_are_lost && self.numbers.chance(1, 5) {
+            return self.lose_machine(node);
+        }
         let kind = match self.sleepy {
             true if self.numbers.chance(1, 2) => 2,
             true => 6,
@@ -77,7 +80,7 @@ impl World {
         }
     }
 
-    fn fall(&mut self, node: usize, power: bool) {
+    pub(super) fn fall(&mut self, node: usize, power: bool) {
         if self.nodes[node].life.is_some() {
             self.die(node, power);
             if self.numbers.chance(1, 4) {
@@ -125,7 +128,7 @@ impl World {
     }
 
     /// Whether a node lives, and is in the set in this life.
-    fn holds_all(&self, node: usize) -> bool {
+    pub(super) fn holds_all(&self, node: usize) -> bool {
         self.nodes[node].member(node).is_some_and(|member: Member| self.consensus.record.names(member))
     }
 
@@ -156,6 +159,7 @@ impl World {
             (node.paused_until, node.slow_until) = (0, 0);
             node.plan.forget_faults();
         }
+        self.return_machines();
         let deadline = self.now + HEALED_WITHIN;
         while !self.is_whole() {
             assert!(self.now < deadline, "not whole in time: {}", self.shown());

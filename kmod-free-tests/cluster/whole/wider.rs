@@ -7,10 +7,12 @@ use sinter::sync::seeded::{SeededNumbers, mix};
 pub(crate) enum Kind {
     /// Writes and syncs fail.
     Devices,
+    /// Machines do not return, and the operator goes on without them.
+    Operator,
 }
 
 /// All of them.
-const KINDS: [Kind; 1] = [Kind::Devices];
+const KINDS: [Kind; 2] = [Kind::Devices, Kind::Operator];
 /// One history in so many has one of them, for each.
 const ONE_IN: u64 = 9;
 
@@ -18,6 +20,7 @@ const ONE_IN: u64 = 9;
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wider {
     pub(super) devices_fail: bool,
+    pub(super) machines_are_lost: bool,
 }
 
 impl Wider {
@@ -32,6 +35,6 @@ impl Wider {
             let also = numbers.chance(1, 3) && several && drawn < KINDS.len();
             chosen || also || wanted == Some(kind)
         };
-        Wider { devices_fail: has(Kind::Devices) }
+        Wider { devices_fail: has(Kind::Devices), machines_are_lost: has(Kind::Operator) }
     }
 }

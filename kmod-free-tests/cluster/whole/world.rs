@@ -16,7 +16,8 @@ use sinter::units::{BlockCount, ByteCount, Epoch, Lsn, ObjectNumber};
 
 use super::clients::{BULK, BULK_BLOCKS, Clients, SHARED, SHARED_BLOCKS};
 use super::node::{Log, Node};
-use super::oracle::Oracle;
+use super::operator::Operator;
+use super::oracle::{Loss, Oracle};
 use super::streams::Link;
 use super::wider::{Kind, Wider};
 use crate::consensus::Consensus;
@@ -52,6 +53,10 @@ pub(crate) struct Planted {
     pub(crate) failed_sync_ignored: bool,
     /// A pool that is opened again after its device has failed is taken for one that lacks nothing.
     pub(crate) failed_device_untold: bool,
+    /// A term does not know that the array was started without some of its nodes.
+    pub(crate) risk_untold: bool,
+    /// The operator may force a node whose pool is being compared.
+    pub(crate) forced_while_compared: bool,
     /// What every history has, because the fault can be seen in no other.
     pub(crate) wider: Option<Kind>,
 }
@@ -141,6 +146,14 @@ pub(super) enum Event {
         client: usize,
     },
     Fault,
+    /// The operator looks around.
+    Operator,
+    /// A node is to be made the primary by force, unless another epoch has begun.
+    Force {
+        node: usize,
+        member: Member,
+        epoch: Epoch,
+    },
 }
 
 pub(crate) struct World {
@@ -168,6 +181,10 @@ pub(crate) struct World {
     /// Nodes only fall asleep, and links break: the history of those that wake up believing that nothing has changed.
     pub(super) sleepy: bool,
     pub(super) wider: Wider,
+    pub(super) operator: Operator,
+    /// What may be gone in terms that began without those before them, and which of them the operator has begun.
+    pub(super) losses: BTreeMap<Epoch, Loss>,
+    pub(super) risked: Vec<Epoch>,
     pub(super) calm: bool,
 }
 
@@ -209,6 +226,9 @@ impl World {
             lives: 0,
             sleepy,
             wider: Wider::of(seed, planted.wider),
+            operator: Operator::default(),
+            losses: BTreeMap::new(),
+            risked: Vec::new(),
             calm: false,
         };
         for node in 0..data_nodes {
@@ -221,6 +241,9 @@ impl World {
             world.after(0, Event::Attached { client });
         }
         world.after(SECOND, Event::Fault);
+        if world.wider.machines_are_lost {
+            world.after(SECOND, Event::Operator);
+        }
         world
     }
 
@@ -313,6 +336,8 @@ impl World {
             Event::Client { client } => self.client(client),
             Event::Attached { client } => self.attached(client),
             Event::Fault => self.fault(),
+            Event::Operator => self.operate(),
+            Event::Force { node, member, epoch } => self.force(node, member, epoch),
         }
     }
 
@@ -339,7 +364,7 @@ impl World {
         self.after(delay, Event::Commit { from, command });
     }
 
-    fn reaches_most(&self, node: usize) -> bool {
+    pub(super) fn reaches_most(&self, node: usize) -> bool {
         let lives = |other: usize| {
             self.nodes.get(other).is_none_or(|other| other.life.is_some() && other.paused_until <= self.now)
         };
@@ -361,17 +386,30 @@ impl World {
     }
 
     fn commit(&mut self, from: usize, command: &Command) {
-        if self.names_a_lost_pool(command)
-            || !self.reaches_most(from)
-            || !self.consensus.decide(command, self.planted.no_precondition)
-        {
+        if self.names_a_lost_pool(command) || !self.reaches_most(from) {
             return;
+        }
+        let loss = self.loss_at(command);
+        if !self.consensus.decide(command, self.planted.no_precondition) {
+            return;
+        }
+        let epoch = self.consensus.record.epoch;
+        if loss > Loss::Nothing {
+            self.losses.insert(epoch, loss);
+        }
+        if matches!(command.change, Change::StartWithout { .. }) {
+            self.risked.push(epoch);
+            self.oracle.seen.started_without += 1;
         }
         if !self.calm && self.numbers.chance(1, 8) {
             // A decision must hold from its moment on, also when that is the last of who asked for it.
             let delay = self.numbers.below(3 * MILLISECOND);
             self.after(delay, Event::Fall { node: from });
         }
+        self.tell_decision();
+    }
+
+    pub(super) fn tell_decision(&mut self) {
         for node in 0..self.nodes.len() {
             let late = self.numbers.chance(1, 8);
             let delay = self.numbers.below(if late { 400 } else { 20 } * MILLISECOND);
