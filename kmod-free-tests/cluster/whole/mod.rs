@@ -1,11 +1,12 @@
 //! The whole cluster in one simulation: roles, decisions, streams, bookmarks, and stores on disks that crash.
 //!
 //! `SINTER_WHOLE_HISTORIES` sets how many histories are lived through, `SINTER_WHOLE_FIRST_SEED` from which seed on, and
-//! `SINTER_WHOLE_SEED` runs one alone.
+//! `SINTER_WHOLE_SEED` runs one alone. `SINTER_WHOLE_FAULT` plants those faults alone whose names contain it.
 
 mod attached;
 mod clients;
 mod devices;
+mod far;
 mod histories;
 mod node;
 mod operator;
@@ -76,7 +77,12 @@ fn p7_a_whole_cluster_keeps_what_it_promised() {
     assert!(seen.primaries > histories && seen.writes > 100 * histories, "{seen:?}");
     let sessions = seen.sent_again.min(seen.unknown).min(seen.refused);
     assert!(histories < 100 || sessions > 0, "{seen:?}");
-    let wider = seen.devices_failed.min(seen.started_without).min(seen.forced).min(seen.discarded);
+    let wider = seen
+        .devices_failed
+        .min(seen.started_without)
+        .min(seen.forced)
+        .min(seen.discarded)
+        .min(seen.far_reports);
     assert!(histories < 500 || wider > 0, "{seen:?}");
 }
 
@@ -109,6 +115,10 @@ fn p7_planted_faults_of_a_whole_cluster_are_found() {
             "a node that is being compared is forced",
             Planted { forced_while_compared: true, wider: Some(Kind::Operator), ..outside },
         ),
+        (
+            "what a far node lacks is not all sent",
+            Planted { pieces_lost: true, wider: Some(Kind::Far), ..outside },
+        ),
     ];
     // Rare here: those of roles the simulation of roles alone finds sooner.
     let rare = [
@@ -120,7 +130,8 @@ fn p7_planted_faults_of_a_whole_cluster_are_found() {
     let histories = crate::from_environment("SINTER_WHOLE_FAULT_HISTORIES").unwrap_or(200);
     let rare = rare.into_iter().filter(|_| histories >= 2000);
     let mut missed = Vec::new();
-    for (name, planted) in faults.into_iter().chain(rare) {
+    let wanted = std::env::var("SINTER_WHOLE_FAULT").unwrap_or_default();
+    for (name, planted) in faults.into_iter().chain(rare).filter(|(name, _)| name.contains(&wanted)) {
         match live_many(1, histories, planted) {
             Err(seed) => println!("planted fault found after {seed} histories: {name}"),
             Ok(_) => missed.push(name),

@@ -122,7 +122,11 @@ impl World {
         let life = self.nodes[node].life.as_ref().unwrap();
         let compared = life.compared || life.store.syncing();
         let holds_array = life.store.object_size(self.shared).is_some();
-        if life.serving.is_some() || compared && !self.planted.forced_while_compared || !holds_array {
+        if self.is_far(node)
+            || life.serving.is_some()
+            || compared && !self.planted.forced_while_compared
+            || !holds_array
+        {
             return;
         }
         let epoch = life.role.record().epoch;

@@ -146,7 +146,7 @@ impl World {
         let slow = !self.calm && self.numbers.chance(1, 40);
         // What is cut is sent again until it is not.
         let cut = self.cut[from][to].saturating_sub(self.now);
-        cut + self.numbers.below(if slow { 90 * MILLISECOND } else { 500 })
+        cut + self.longer_way(from, to) + self.numbers.below(if slow { 90 * MILLISECOND } else { 500 })
     }
 
     fn send_up(&mut self, link: u64, body: Vec<u8>) {
@@ -205,12 +205,13 @@ impl World {
                 let log = self.nodes[node].log.lock().unwrap().clone();
                 self.adoptions.insert((position.epoch, position.lsn), log);
             }
+            let body = self.spoil_piece(peer, body);
             self.send_down(link, body);
         }
         if self.tried(node, outcome).is_err() {
             return self.lose_link(link, node);
         }
-        if caught_up && !listed {
+        if caught_up && !listed && !self.is_far(peer) {
             self.tell(node, Input::CaughtUp(member));
             self.bookmark_soon(node);
         }
@@ -417,6 +418,9 @@ impl World {
         let (epoch, position) = (following.epoch, following.follower.position());
         let Ok(report) = self.tried(node, report) else { return self.refuse(node, link) };
         if let Some(position) = position {
+            if let Some(from) = self.links.get(&link).map(|open| open.from) {
+                self.check_far(node, from);
+            }
             self.tell(node, Input::Moved(position));
         }
         let Some(life) = self.nodes[node].life.as_mut() else { return };

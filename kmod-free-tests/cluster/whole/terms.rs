@@ -38,7 +38,7 @@ impl World {
         self.lives += 1;
         let number = self.lives;
         let own = Member { node: id(node), incarnation: Incarnation(number) };
-        let all = (0..self.nodes.len()).map(id).collect();
+        let all = self.near().into_iter().map(id).collect();
         let (epoch, lsn) = store.position();
         if !store.syncing() {
             ring.listen_from(lsn);
@@ -227,7 +227,7 @@ impl World {
     }
 
     /// A node's blocks are what its log says.
-    fn compare_with_log(&self, node: usize) {
+    pub(super) fn compare_with_log(&self, node: usize) {
         let values = self.oracle.values(&self.nodes[node].log.lock().unwrap());
         for (block, value) in values {
             let Some(held) = self.holds(node, block) else { return };
@@ -289,7 +289,7 @@ impl World {
 
     fn keep_bookmarks(&mut self, node: usize) {
         let now = self.clock(node);
-        let count = self.nodes.len();
+        let count = self.near().len();
         let Some(life) = self.nodes[node].life.as_mut().filter(|life| life.takes()) else { return };
         let (array, store) = (Arc::clone(&life.array), Arc::clone(&life.store));
         match life.bookmark {

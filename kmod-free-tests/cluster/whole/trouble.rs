@@ -187,8 +187,12 @@ impl World {
     }
 
     fn is_whole(&self) -> bool {
-        let mut nodes = 0..self.nodes.len();
-        nodes.all(|node| self.holds_all(node) && !self.has_stopped(node)) && self.serving().len() == 1
+        let mut near = self.near().into_iter();
+        let serving = self.serving();
+        near.all(|node| self.holds_all(node))
+            && (0..self.nodes.len()).all(|node| !self.has_stopped(node))
+            && serving.len() == 1
+            && self.far_has_caught_up(serving[0])
     }
 
     /// Nobody is about to do anything.

@@ -9,10 +9,12 @@ pub(crate) enum Kind {
     Devices,
     /// Machines do not return, and the operator goes on without them.
     Operator,
+    /// One node is far away, and never in the set.
+    Far,
 }
 
 /// All of them.
-const KINDS: [Kind; 2] = [Kind::Devices, Kind::Operator];
+const KINDS: [Kind; 3] = [Kind::Devices, Kind::Operator, Kind::Far];
 /// One history in so many has one of them, for each.
 const ONE_IN: u64 = 9;
 
@@ -21,6 +23,7 @@ const ONE_IN: u64 = 9;
 pub(crate) struct Wider {
     pub(super) devices_fail: bool,
     pub(super) machines_are_lost: bool,
+    pub(super) one_is_far: bool,
 }
 
 impl Wider {
@@ -35,6 +38,10 @@ impl Wider {
             let also = numbers.chance(1, 3) && several && drawn < KINDS.len();
             chosen || also || wanted == Some(kind)
         };
-        Wider { devices_fail: has(Kind::Devices), machines_are_lost: has(Kind::Operator) }
+        Wider {
+            devices_fail: has(Kind::Devices),
+            machines_are_lost: has(Kind::Operator),
+            one_is_far: has(Kind::Far),
+        }
     }
 }

@@ -57,6 +57,8 @@ pub(crate) struct Planted {
     pub(crate) risk_untold: bool,
     /// The operator may force a node whose pool is being compared.
     pub(crate) forced_while_compared: bool,
+    /// Parts of a comparison do not get to a far node: it is sent zeros.
+    pub(crate) pieces_lost: bool,
     /// What every history has, because the fault can be seen in no other.
     pub(crate) wider: Option<Kind>,
 }
@@ -182,6 +184,8 @@ pub(crate) struct World {
     pub(super) sleepy: bool,
     pub(super) wider: Wider,
     pub(super) operator: Operator,
+    /// The node that only follows.
+    pub(super) far: Option<usize>,
     /// What may be gone in terms that began without those before them, and which of them the operator has begun.
     pub(super) losses: BTreeMap<Epoch, Loss>,
     pub(super) risked: Vec<Epoch>,
@@ -192,6 +196,9 @@ impl World {
     pub(crate) fn new(seed: u64, planted: Planted) -> World {
         let mut numbers = SeededNumbers::new(seed);
         let data_nodes = 2 + numbers.index(2);
+        let wider = Wider::of(seed, planted.wider);
+        // Beside it there are two others.
+        let data_nodes = if wider.one_is_far { 3 } else { data_nodes };
         // A small ring is soon too short.
         let budget = ByteCount([60_000, 400_000, 4_000_000][numbers.index(3)]);
         let first = Member { node: NodeId(0), incarnation: Incarnation(1) };
@@ -225,7 +232,8 @@ impl World {
             clients: Clients::new(CLIENTS),
             lives: 0,
             sleepy,
-            wider: Wider::of(seed, planted.wider),
+            wider,
+            far: wider.one_is_far.then_some(2),
             operator: Operator::default(),
             losses: BTreeMap::new(),
             risked: Vec::new(),
@@ -309,6 +317,7 @@ impl World {
                 let delay = 12 * MILLISECOND + self.numbers.below(8 * MILLISECOND);
                 self.after(delay, Event::Tick { node, life });
                 if self.numbers.chance(1, 12) {
+                    self.assert_far_is_no_member();
                     self.compare_nodes();
                 }
             }
