@@ -329,9 +329,10 @@ impl Core {
         }
         let kept = if keep > 0 { self.stock_for_checkpoints(0) } else { 0 };
         match self.segments.next_free(rest) {
+            Allotment::Ready(_) if self.segments.ready() > kept => Ok(()),
             Allotment::Ready(_) => match self.segments.not_ready() {
-                Some(segment) if self.segments.ready() <= kept => Err(Stall::Allocate { segment, kept }),
-                _ => Ok(()),
+                Some(segment) => Err(Stall::Allocate { segment, kept }),
+                None => Ok(()),
             },
             Allotment::NeedsRoom(segment) => Err(Stall::Allocate { segment, kept }),
             Allotment::None => Err(Stall::Room(Room::Segments)),
