@@ -51,6 +51,10 @@ fn step() -> impl Strategy<Value = Step> {
         2 => name().prop_map(|name| Step::Disconnect { name }),
         24 => (name(), range(), content())
             .prop_map(|(name, (at, len), content)| Step::Write { name, at, len, content }),
+        8 => (name(), vec((range(), content()), 0..12)).prop_map(|(name, writes)| Step::WriteTogether {
+            name,
+            writes: writes.into_iter().map(|((at, len), content)| (at, len, content)).collect(),
+        }),
         6 => (name(), range()).prop_map(|(name, (at, len))| Step::Zero { name, at, len }),
         6 => (name(), range()).prop_map(|(name, (at, len))| Step::Trim { name, at, len }),
         8 => (name(), range()).prop_map(|(name, (at, len))| Step::Read { name, at, len }),

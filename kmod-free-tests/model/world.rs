@@ -7,6 +7,7 @@ use sinter::array::Array;
 use sinter::array::ArrayOptions;
 use sinter::array::BlockService;
 use sinter::array::ExtentKind;
+use sinter::array::GroupedWrite;
 use sinter::array::NewVolume;
 use sinter::array::Volume;
 use sinter::array::VolumeState;
@@ -64,6 +65,7 @@ pub(crate) enum Step {
     Connect { name: Name },
     Disconnect { name: Name },
     Write { name: Name, at: u32, len: u32, content: Content },
+    WriteTogether { name: Name, writes: Vec<(u32, u32, Content)> },
     Zero { name: Name, at: u32, len: u32 },
     Trim { name: Name, at: u32, len: u32 },
     Read { name: Name, at: u32, len: u32 },
@@ -233,6 +235,7 @@ impl World {
     /// A step on blocks, through the open connection where there is one.
     fn io(&mut self, step: &Step) {
         let (Step::Write { name, .. }
+        | Step::WriteTogether { name, .. }
         | Step::Zero { name, .. }
         | Step::Trim { name, .. }
         | Step::Read { name, .. }
@@ -254,6 +257,25 @@ impl World {
                 }
                 service.acknowledge(written.unwrap()).unwrap();
                 volume.bytes[at as usize..][..len as usize].copy_from_slice(&data);
+            }
+            Step::WriteTogether { ref writes, .. } => {
+                let data: Vec<Vec<u8>> =
+                    writes.iter().map(|(_, len, content)| content.bytes(*len as usize)).collect();
+                let group: Vec<GroupedWrite<'_>> = writes
+                    .iter()
+                    .zip(&data)
+                    .map(|((at, ..), data)| GroupedWrite { request: None, offset: u64::from(*at), data })
+                    .collect();
+                for ((at, len, _), (data, written)) in
+                    writes.iter().zip(data.iter().zip(service.write_group(&group)))
+                {
+                    if volume.has(*at, *len) {
+                        service.acknowledge(written.unwrap()).unwrap();
+                        volume.bytes[*at as usize..][..*len as usize].copy_from_slice(data);
+                    } else {
+                        assert_eq!(kind(written), ErrorKind::Invalid);
+                    }
+                }
             }
             Step::Zero { at, len, .. } => {
                 let zeroed = service.write_zeroes(at.into(), ByteCount(len.into()));

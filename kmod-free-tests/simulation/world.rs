@@ -518,20 +518,22 @@ impl<'a> Client<'a> {
         self.finish(cloned, numbers.chance(1, 2))
     }
 
+    /// One write, or some that have come together: those are reduced before the first of them is entered.
     fn write(&self, object: ObjectNumber, size: u64, numbers: &mut SeededNumbers) -> Result<(), Error> {
-        let first = if numbers.chance(1, 2) { numbers.below(size) } else { numbers.below(size.min(64)) };
-        let count = (1 + numbers.below(24)).min(size - first);
-        let unique = numbers.chance(1, 2);
-        let contents: Vec<Content> = (0..count)
-            .map(|_| match numbers.below(12) {
-                0 => 0,
-                _ if unique => numbers.number() | 2,
-                _ => 1 + numbers.below(200),
-            })
-            .collect();
-        intend(first, &contents);
-        let written = self.store.write(object, Lba(first), &bytes_of(&contents)).map(|outcome| outcome.lsn);
-        self.finish(written, numbers.chance(1, 10))
+        let together = if numbers.chance(1, 3) { 2 + numbers.index(6) } else { 1 };
+        let writes: Vec<(u64, Vec<Content>)> = (0..together).map(|_| some_blocks(size, numbers)).collect();
+        let bytes: Vec<Vec<u8>> = writes.iter().map(|(_, contents)| bytes_of(contents)).collect();
+        let slices: Vec<&[u8]> = bytes.iter().map(Vec::as_slice).collect();
+        let mut ready = if together > 1 { self.store.reduce_together(&slices) } else { vec![None] };
+        let mut last = Ok(Lsn(0));
+        for (((first, contents), data), ready) in writes.iter().zip(&slices).zip(ready.drain(..)) {
+            intend(*first, contents);
+            last = self.store.write_part(object, Lba(*first), data, None, ready).map(|outcome| outcome.lsn);
+            if last.is_err() {
+                break;
+            }
+        }
+        self.finish(last, numbers.chance(1, 10))
     }
 
     /// Acknowledges what was committed, or flushes it.
@@ -552,4 +554,17 @@ impl<'a> Client<'a> {
         self.promises.flushed.fetch_max(acknowledged, Ordering::Relaxed);
         Ok(())
     }
+}
+
+/// Where a write begins in a volume of so many blocks, and what it holds.
+fn some_blocks(size: u64, numbers: &mut SeededNumbers) -> (u64, Vec<Content>) {
+    let first = if numbers.chance(1, 2) { numbers.below(size) } else { numbers.below(size.min(64)) };
+    let count = (1 + numbers.below(24)).min(size - first);
+    let unique = numbers.chance(1, 2);
+    let contents = (0..count).map(|_| match numbers.below(12) {
+        0 => 0,
+        _ if unique => numbers.number() | 2,
+        _ => 1 + numbers.below(200),
+    });
+    (first, contents.collect())
 }

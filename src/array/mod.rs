@@ -71,6 +71,7 @@ pub use service::ChangeSource;
 pub use service::Commit;
 pub use service::Extent;
 pub use service::ExtentKind;
+pub use service::GroupedWrite;
 pub use service::SessionTerms;
 pub use snapshots::GROUP_MAX;
 pub use volume::Volume;

@@ -36,6 +36,17 @@ pub enum Change<'a> {
     },
 }
 
+/// One write of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupedWrite<'a> {
+    /// Which request it is, for a client that may send it again.
+    pub request: Option<RequestId>,
+    /// From here on.
+    pub offset: u64,
+    /// Which bytes.
+    pub data: &'a [u8],
+}
+
 /// What a client that goes on with its requests has to know of the array that it has come (back) to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SessionTerms {
@@ -138,6 +149,21 @@ pub trait BlockService: Send + Sync {
             Change::Zeroes { offset, len } => self.write_zeroes(offset, len),
             Change::Trim { offset, len } => self.trim(offset, len),
         }
+    }
+
+    /// Carries out writes that have come together, one after the other; what has become of each. Together they may
+    /// cost less than one by one.
+    ///
+    /// # Errors
+    /// Each as `write`.
+    fn write_group(&self, writes: &[GroupedWrite<'_>]) -> Vec<Result<Commit>> {
+        let one = |write: &GroupedWrite<'_>| match write.request {
+            Some(request) => {
+                self.change_once(request, Change::Write { offset: write.offset, data: write.data })
+            }
+            None => self.write(write.offset, write.data),
+        };
+        writes.iter().map(one).collect()
     }
 
     /// Hands everything up to `commit` to the operating system: the death of the process no longer

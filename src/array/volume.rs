@@ -16,6 +16,7 @@ use crate::store::ChangedRun;
 use crate::store::MappingKind;
 use crate::store::Part;
 use crate::store::Progress;
+use crate::store::Reduction;
 use crate::store::WriteOutcome;
 use crate::units::BLOCK_BYTES;
 use crate::units::BlockCount;
@@ -39,6 +40,7 @@ use super::service::Change;
 use super::service::Commit;
 use super::service::Extent;
 use super::service::ExtentKind;
+use super::service::GroupedWrite;
 use super::split::Edge;
 use super::split::Split;
 
@@ -250,8 +252,14 @@ impl SharedVolume {
         Ok(Some((edge.lba, block)))
     }
 
-    fn write_whole(&self, first: Lba, blocks: &[u8], part: Option<&Part>) -> Result<WriteOutcome> {
-        self.backing.told(self.backing.store.write_part(self.number, first, blocks, part))
+    fn write_whole(
+        &self,
+        first: Lba,
+        blocks: &[u8],
+        part: Option<&Part>,
+        ready: Option<Reduction>,
+    ) -> Result<WriteOutcome> {
+        self.backing.told(self.backing.store.write_part(self.number, first, blocks, part, ready))
     }
 
     fn write_block(
@@ -260,7 +268,7 @@ impl SharedVolume {
         part: Option<&Part>,
     ) -> Result<WriteReport> {
         match changed {
-            Some((lba, block)) => Ok(self.write_whole(lba, &block, part)?.into()),
+            Some((lba, block)) => Ok(self.write_whole(lba, &block, part, None)?.into()),
             None => Ok(WriteReport::default()),
         }
     }
@@ -280,7 +288,8 @@ impl SharedVolume {
         Commit(self.backing.store.last_lsn())
     }
 
-    fn write(&self, offset: u64, data: &[u8], asked: Asked) -> Result<WriteReport> {
+    /// `ready`: what has been made of all of `data` already, where it is whole blocks.
+    fn write(&self, offset: u64, data: &[u8], asked: Asked, ready: Option<Reduction>) -> Result<WriteReport> {
         self.check_writable()?;
         self.check(offset, data.len() as u64)?;
         if data.is_empty() {
@@ -310,7 +319,8 @@ impl SharedVolume {
         let steps = Steps::of(request, before, &split);
         let mut report = self.write_block(head, steps.head.as_ref())?;
         if !whole.is_empty() {
-            report = report.and(self.write_whole(split.first, whole, steps.whole.as_ref())?.into());
+            let ready = ready.filter(|_| before == 0);
+            report = report.and(self.write_whole(split.first, whole, steps.whole.as_ref(), ready)?.into());
         }
         report = report.and(self.write_block(tail, steps.tail.as_ref())?);
         self.write_ops.fetch_add(1, Ordering::Relaxed);
@@ -514,7 +524,7 @@ impl Volume {
     /// # Errors
     /// As [`BlockService::write`].
     pub fn write_reported(&self, offset: u64, data: &[u8]) -> Result<WriteReport> {
-        self.shared.changed(self.shared.write(offset, data, self.asked(None)))
+        self.shared.changed(self.shared.write(offset, data, self.asked(None), None))
     }
 }
 
@@ -562,10 +572,28 @@ impl BlockService for Volume {
     fn change_once(&self, request: RequestId, change: Change<'_>) -> Result<Commit> {
         let (shared, asked) = (&self.shared, self.asked(Some(request)));
         shared.changed(match change {
-            Change::Write { offset, data } => shared.write(offset, data, asked).map(|report| report.commit),
+            Change::Write { offset, data } => {
+                shared.write(offset, data, asked, None).map(|report| report.commit)
+            }
             Change::Zeroes { offset, len } => shared.write_zeroes(offset, len, asked),
             Change::Trim { offset, len } => shared.trim(offset, len, asked),
         })
+    }
+
+    fn write_group(&self, writes: &[GroupedWrite<'_>]) -> Vec<Result<Commit>> {
+        let shared = &self.shared;
+        let is_whole = |write: &GroupedWrite<'_>| {
+            write.offset.is_multiple_of(BLOCK) && write.data.len().is_multiple_of(BLOCK_BYTES)
+        };
+        let whole: Vec<&[u8]> =
+            writes.iter().filter(|write| is_whole(write)).map(|write| write.data).collect();
+        let mut reductions = shared.backing.store.reduce_together(&whole).into_iter();
+        let mut one = |write: &GroupedWrite<'_>| {
+            let ready = if is_whole(write) { reductions.next().flatten() } else { None };
+            let written = shared.write(write.offset, write.data, self.asked(write.request), ready);
+            shared.changed(written).map(|report| report.commit)
+        };
+        writes.iter().map(&mut one).collect()
     }
 
     fn is_deleted(&self) -> bool {

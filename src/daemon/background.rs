@@ -1,8 +1,8 @@
 //! The threads that call the store's bounded steps: background work, the filling of the fingerprint index after
-//! a start, and the sync of what nobody has flushed.
+//! a start, the sync of what nobody has flushed, and the packing of blocks for those who write.
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, available_parallelism};
 use std::time::Duration;
 
 use crate::error::Error;
@@ -23,6 +23,9 @@ const INDEX_WAIT: Duration = Duration::from_secs(3600);
 /// How long to wait once it is known that the store has stopped: nothing changes before the next start.
 const STOPPED_WAIT: Duration = Duration::from_secs(3600);
 
+/// How long a helper waits for work at once.
+const HELPER_WAIT: Duration = Duration::from_secs(1);
+
 /// How often a scrub reads its part of what it may read in a second.
 const SCRUB_STEPS: u32 = 20;
 
@@ -31,6 +34,7 @@ const SYNC_WAIT_MIN: Duration = Duration::from_millis(1);
 
 /// The threads, running.
 pub(super) struct Background {
+    store: Arc<Store>,
     stop: Arc<Stop>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -70,7 +74,8 @@ impl Background {
         scrub_rate: ByteCount,
         stopped: impl Fn() + Send + 'static,
     ) -> std::io::Result<Background> {
-        let mut background = Background { stop: Arc::default(), threads: Vec::new() };
+        let mut background =
+            Background { store: Arc::clone(store), stop: Arc::default(), threads: Vec::new() };
         background.spawn("background", store, |store| {
             Ok(if store.background_step()? { Duration::ZERO } else { IDLE_WAIT })
         })?;
@@ -85,6 +90,13 @@ impl Background {
             stopped();
             Ok(STOPPED_WAIT)
         })?;
+        let helpers = available_parallelism().map_or(1, usize::from) - 1;
+        for _ in 0..helpers {
+            background.spawn("helper", store, |store| {
+                store.help(HELPER_WAIT);
+                Ok(Duration::ZERO)
+            })?;
+        }
         let part = ByteCount(scrub_rate.0 / u64::from(SCRUB_STEPS));
         background.spawn("scrub", store, move |store| {
             Ok(if store.scrub_step(part)? { Duration::from_secs(1) / SCRUB_STEPS } else { IDLE_WAIT })
@@ -107,6 +119,7 @@ impl Background {
     /// Lets each thread finish its step, and waits for it.
     pub(super) fn stop(self) {
         self.stop.set();
+        self.store.dismiss_helpers();
         for thread in self.threads {
             // A panic has already ended the process (`daemon::abort_on_panic`).
             let _ = thread.join();

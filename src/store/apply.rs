@@ -16,11 +16,11 @@ use crate::format::{checksum, to_grain};
 use crate::units::{BLOCK_BYTES, BlockCount, BlockId, Epoch, Fingerprint, Lba, Lsn, ObjectNumber};
 
 use super::Store;
-use super::commit::{Reduced, Reduction, Verdict};
+use super::commit::Verdict;
 use super::core::{Core, Stall};
 use super::fingerprint::fingerprint;
 use super::operation::Claim;
-use super::reduce::decompress;
+use super::reduce::{Reduced, Reduction, decompress};
 use super::run::Caller;
 use super::sessions::Origin;
 

@@ -5,22 +5,19 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustc_hash::FxHashMap;
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::batch::{FRAME_HEADER_BYTES, LoggedOperation, MAPPING_RECORD_BYTES_MAX, MappingRecord};
 use crate::format::page::BlockEntry;
-use crate::format::{checksum, to_grain};
+use crate::format::to_grain;
 use crate::units::{BLOCK_BYTES, BlockCount, BlockId, ByteCount, Fingerprint, Lba, Lsn, ObjectNumber};
 
 use super::Store;
 use super::blocks::ids::Space;
 use super::blocks::table::block_page;
 use super::core::{Core, Stall};
-use super::fingerprint::fingerprints;
 use super::operation::{Claim, PayloadPlace, Prepared};
 use super::options::Commit;
-use super::reduce::{Shape, compress, shape};
+use super::reduce::{Reduced, Reduction};
 use super::run::Caller;
 use super::sessions::{Origin, Part};
 
@@ -52,55 +49,6 @@ impl WriteOutcome {
     }
 }
 
-/// A block after reduction.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Reduced {
-    Zero,
-    Pattern(u32),
-    /// Another node could not read it.
-    Lost,
-    /// Stored already, as far as could be seen.
-    Candidate {
-        block: BlockId,
-        fingerprint: Fingerprint,
-    },
-    /// Its stored bytes are at the next place of the payload.
-    Stored {
-        stored_len: u16,
-        fingerprint: Fingerprint,
-        checksum: u64,
-        heals: Option<BlockId>,
-    },
-    /// The same as an earlier block of this operation.
-    Twin {
-        of: usize,
-    },
-}
-
-/// An operation's blocks and payload.
-pub(crate) struct Reduction {
-    pub(crate) blocks: Vec<Reduced>,
-    /// The stored bytes of those that are `Reduced::Stored`, in order, each padded to a grain.
-    pub(crate) payload: Arc<Vec<u8>>,
-}
-
-impl Reduction {
-    /// The fingerprint of each block, zeros for those without one.
-    fn fingerprints(&self) -> Vec<Fingerprint> {
-        let of = |reduced: &Reduced| match reduced {
-            Reduced::Candidate { fingerprint, .. } | Reduced::Stored { fingerprint, .. } => *fingerprint,
-            Reduced::Zero | Reduced::Pattern(_) | Reduced::Lost | Reduced::Twin { .. } => {
-                Fingerprint::default()
-            }
-        };
-        let twin_of = |reduced: &Reduced| match reduced {
-            Reduced::Twin { of: first } => of(&self.blocks[*first]),
-            other => of(other),
-        };
-        self.blocks.iter().map(twin_of).collect()
-    }
-}
-
 /// How many steps one trim may take.
 pub(crate) fn zero_steps(dirty_limit: usize) -> usize {
     (dirty_limit / 32).clamp(1, 64)
@@ -114,11 +62,11 @@ impl Store {
     /// `Invalid`, `NotFound`, `NoSpace`, `Stopped`, `Corrupt`, `Device`. After an error a part of the blocks, from
     /// the first on, may have been written.
     pub fn write(&self, object: ObjectNumber, first: Lba, data: &[u8]) -> Result<WriteOutcome> {
-        self.write_part(object, first, data, None)
+        self.write_part(object, first, data, None, None)
     }
 
     /// As `write`, for a part of a request whose progress is remembered: each of its operations says how far it has
-    /// come.
+    /// come. `ready` is what `reduce_together` has made of this data, if it was asked.
     ///
     /// # Errors
     /// As `write`.
@@ -128,6 +76,7 @@ impl Store {
         first: Lba,
         data: &[u8],
         part: Option<&Part>,
+        mut ready: Option<Reduction>,
     ) -> Result<WriteOutcome> {
         if data.is_empty() || !data.len().is_multiple_of(BLOCK_BYTES) {
             let what = format!("{} bytes are no whole number of blocks", data.len());
@@ -141,9 +90,24 @@ impl Store {
             let done = BlockCount(lba.0 - first.0).bytes();
             let origin = part.map(|part| part.origin(done, ByteCount(data.len() as u64)));
             let begin = Lba(lba.0 - count);
-            outcome.add(&self.write_operation(object, begin, chunk, origin)?);
+            let ready = ready.take().filter(|_| chunk.len() == data.len());
+            outcome.add(&self.write_operation(object, begin, chunk, origin, ready)?);
         }
         Ok(outcome)
+    }
+
+    /// Reduces several small writes together, for `write_part`: `None` for each where that fails, and for those of
+    /// more than one operation.
+    pub fn reduce_together(&self, writes: &[&[u8]]) -> Vec<Option<Reduction>> {
+        let small = |data: &[u8]| data.len() <= self.geometry.operation_blocks * BLOCK_BYTES;
+        if !writes.iter().all(|data| small(data) && data.len().is_multiple_of(BLOCK_BYTES)) {
+            return writes.iter().map(|_| None).collect();
+        }
+        match self.reduce(writes, true) {
+            Ok(reductions) => reductions.into_iter().map(Some).collect(),
+            // The write itself will say what is wrong.
+            Err(_) => writes.iter().map(|_| None).collect(),
+        }
     }
 
     fn write_operation(
@@ -152,10 +116,14 @@ impl Store {
         first: Lba,
         data: &[u8],
         origin: Option<Origin>,
+        mut ready: Option<Reduction>,
     ) -> Result<WriteOutcome> {
         let mut probing = true;
         loop {
-            let reduction = self.reduce(data, probing)?;
+            let reduction = match ready.take() {
+                Some(reduction) => reduction,
+                None => self.reduce(&[data], probing)?.pop().expect("one for one write"),
+            };
             if reduction.blocks.iter().all(|block| matches!(block, Reduced::Zero)) {
                 let count = BlockCount(reduction.blocks.len() as u64);
                 let part = origin.map(|origin| Part::ending_at(origin, count));
@@ -205,54 +173,6 @@ impl Store {
             }
         }
         Ok(found)
-    }
-
-    /// Reduces blocks: patterns, fingerprints, candidates (confirmed in the table), compression.
-    fn reduce(&self, data: &[u8], probing: bool) -> Result<Reduction> {
-        let data_blocks = data.as_chunks::<BLOCK_BYTES>().0;
-        let shapes: Vec<Shape> = data_blocks.iter().map(|block| shape(block)).collect();
-        let of_data = data_blocks.iter().zip(&shapes).filter(|(_, shape)| **shape == Shape::Data);
-        let to_hash: Vec<&[u8; BLOCK_BYTES]> = of_data.map(|(block, _)| block).collect();
-        let fingerprints = fingerprints(&self.identity.fingerprint_key, &to_hash);
-        self.index.warm(fingerprints.iter());
-        let mut fingerprints = fingerprints.into_iter();
-        let mut candidates = false;
-        let mut blocks: Vec<Reduced> = Vec::with_capacity(shapes.len());
-        for shape in shapes {
-            blocks.push(match shape {
-                Shape::Zero => Reduced::Zero,
-                Shape::Pattern(word) => Reduced::Pattern(word),
-                Shape::Data => {
-                    let fingerprint = fingerprints.next().expect("one for each block of data");
-                    match self.index.probe(&fingerprint).filter(|_| probing) {
-                        Some(block) => {
-                            candidates = true;
-                            Reduced::Candidate { block, fingerprint }
-                        }
-                        None => Reduced::Stored { stored_len: 0, fingerprint, checksum: 0, heals: None },
-                    }
-                }
-            });
-        }
-        if candidates {
-            for reduced in &mut blocks {
-                if let Reduced::Candidate { block, fingerprint } = *reduced {
-                    let verdict = match self.run(Caller::Request, |core| core.verdict(block, &fingerprint)) {
-                        Ok(verdict) => verdict,
-                        // A damaged page of the table costs reduction, not the write.
-                        Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Device) => {
-                            Verdict::No
-                        }
-                        Err(error) => return Err(error),
-                    };
-                    let heals = (verdict == Verdict::Bad).then_some(block);
-                    if verdict != Verdict::Same {
-                        *reduced = Reduced::Stored { stored_len: 0, fingerprint, checksum: 0, heals };
-                    }
-                }
-            }
-        }
-        Ok(compress_stored(data, blocks))
     }
 
     /// Enters a write; `None` when a candidate has gone and the blocks must be reduced again.
@@ -494,30 +414,4 @@ impl Core {
             Verdict::Same
         })
     }
-}
-
-/// Compresses the blocks that are to be stored, each of them once.
-fn compress_stored(data: &[u8], mut blocks: Vec<Reduced>) -> Reduction {
-    let stored = blocks.iter().filter(|block| matches!(block, Reduced::Stored { .. })).count();
-    let mut payload = Vec::with_capacity(stored * BLOCK_BYTES);
-    let several = stored > 1;
-    let mut seen: FxHashMap<Fingerprint, usize> = FxHashMap::default();
-    seen.reserve(if several { stored } else { 0 });
-    for (position, block) in data.as_chunks::<BLOCK_BYTES>().0.iter().enumerate() {
-        let Reduced::Stored { fingerprint, heals, .. } = blocks[position] else { continue };
-        if several {
-            if let Some(of) = seen.get(&fingerprint) {
-                blocks[position] = Reduced::Twin { of: *of };
-                continue;
-            }
-            seen.insert(fingerprint, position);
-        }
-        let start = payload.len();
-        let len = compress(block, &mut payload);
-        let checksum = checksum(&payload[start..start + len]);
-        payload.resize(start + to_grain(len), 0);
-        let stored_len = u16::try_from(len).expect("at most 4096");
-        blocks[position] = Reduced::Stored { stored_len, fingerprint, checksum, heals };
-    }
-    Reduction { blocks, payload: Arc::new(payload) }
 }

@@ -18,6 +18,7 @@ mod fingerprint;
 mod geometry;
 mod heal;
 mod heat;
+mod helpers;
 mod io;
 mod log;
 mod map;
@@ -60,6 +61,7 @@ pub use self::options::{
 };
 pub use self::probe::{DeviceContent, probe, wrong_version};
 pub use self::read::{MappedRun, MappingKind};
+pub use self::reduce::Reduction;
 pub use self::scrub::{ScrubState, ScrubStatus};
 pub use self::sessions::{
     Origin, PARTS_MAX, Part, Progress, REQUEST_WINDOW, SESSIONS_MAX, SessionPicture, Sessions,
@@ -89,6 +91,7 @@ pub struct Store {
     scrub: Mutex<scrub::Scrub>,
     /// Held while the host is asked for room for a segment, and while one is given back to it: what came last is so.
     asking_host: Mutex<()>,
+    helpers: helpers::Helpers,
     /// Figures that need no lock.
     figures: Figures,
 }

@@ -169,8 +169,7 @@ impl Connection {
     /// numbers its requests by their cookies.
     pub(super) fn change(&self, request: &Request, change: Change<'_>) -> Result<Commit> {
         let service = &self.export.service;
-        if let Some(session) = self.export.contexts.session() {
-            let request = RequestId { session, number: RequestNumber(request.cookie) };
+        if let Some(request) = self.request_id(request) {
             return service.change_once(request, change);
         }
         match change {
@@ -178,6 +177,12 @@ impl Connection {
             Change::Trim { offset, len } => service.trim(offset, len),
             Change::Zeroes { offset, len } => service.write_zeroes(offset, len),
         }
+    }
+
+    /// Which request it is, where the client may send it again.
+    pub(super) fn request_id(&self, request: &Request) -> Option<RequestId> {
+        let session = self.export.contexts.session()?;
+        Some(RequestId { session, number: RequestNumber(request.cookie) })
     }
 
     fn confirm(&self, request: &Request, commit: Commit) -> Result<()> {

@@ -6,6 +6,7 @@
 //! send answers everything. Nothing of a group is sent before its writes are acknowledged: a read
 //! in it may have seen them.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,7 +20,7 @@ use super::receiver::{LARGE_BYTES, Receiver, Role};
 use super::request::{Refusal, Request};
 use super::statistics::{Operation, Tally};
 use super::wire::transmission::{Head, ReplyTo, command_flag};
-use crate::array::service::{Change, Commit};
+use crate::array::service::{Change, Commit, GroupedWrite};
 use crate::error::{Error, Result};
 use crate::units::ByteCount;
 
@@ -33,6 +34,8 @@ pub(super) struct Group {
     pub(super) received: Instant,
     reply: Vec<u8>,
     reply_len: usize,
+    /// Small writes that have not been executed yet, and where their data is in the receive buffer.
+    gathered: Vec<(Request, Range<usize>)>,
     writes: Vec<Request>,
     highest: Option<Commit>,
     durables: Vec<Durable>,
@@ -46,6 +49,7 @@ impl Group {
             received: now(),
             reply: vec![0; reply_bytes],
             reply_len: 0,
+            gathered: Vec::new(),
             writes: Vec::new(),
             highest: None,
             durables: Vec::new(),
@@ -81,16 +85,16 @@ impl Connection {
     /// Executes a request whose payload, if any, lies complete in the buffer, or makes work of it.
     /// False where a deputy would have to wait for room.
     pub(super) fn admitted(self: &Arc<Self>, rx: &mut Receiver, request: Request, role: Role) -> bool {
+        if request.operation == Operation::Write {
+            let at = rx.start + self.export.style.request_bytes();
+            rx.group.gathered.push((request, at..at + request.payload_len()));
+            return true;
+        }
+        self.execute_gathered(rx, role);
         let (offset, len) = (request.offset, ByteCount(request.length));
         let long = request.length >= LONG_RANGE_BYTES;
         match request.operation {
             Operation::Read => return self.read(rx, request, role),
-            Operation::Write => {
-                let at = rx.start + self.export.style.request_bytes();
-                let data = &rx.bytes[at..at + request.payload_len()];
-                let result = self.change(&request, Change::Write { offset, data });
-                self.written(rx, request, result, role);
-            }
             Operation::Trim if !long => {
                 let result = self.change(&request, Change::Trim { offset, len });
                 self.written(rx, request, result, role);
@@ -101,11 +105,30 @@ impl Connection {
             }
             Operation::Flush => return self.durable(rx, request, None, role),
             Operation::Cache => return self.make_work(rx, request, CACHE_SCRATCH_BYTES, role),
-            Operation::Trim | Operation::WriteZeroes | Operation::BlockStatus => {
+            Operation::Write | Operation::Trim | Operation::WriteZeroes | Operation::BlockStatus => {
                 return self.make_work(rx, request, 0, role);
             }
         }
         true
+    }
+
+    /// Executes the small writes that have been gathered.
+    pub(super) fn execute_gathered(self: &Arc<Self>, rx: &mut Receiver, role: Role) {
+        if rx.group.gathered.is_empty() {
+            return;
+        }
+        let mut gathered = std::mem::take(&mut rx.group.gathered);
+        let one = |(request, place): &(Request, Range<usize>)| GroupedWrite {
+            request: self.request_id(request),
+            offset: request.offset,
+            data: &rx.bytes[place.clone()],
+        };
+        let writes: Vec<GroupedWrite<'_>> = gathered.iter().map(one).collect();
+        let results = self.export.service.write_group(&writes);
+        for ((request, _), result) in gathered.drain(..).zip(results) {
+            self.written(rx, request, result, role);
+        }
+        rx.group.gathered = gathered;
     }
 
     /// A read: into the reply where it is small and needs no waiting, else through a buffer.
@@ -247,6 +270,7 @@ impl Connection {
 
     /// Makes the writes of the group safe, and answers all of it.
     pub(super) fn finish_group(self: &Arc<Self>, rx: &mut Receiver, role: Role) {
+        self.execute_gathered(rx, role);
         let acknowledged = match rx.group.highest.take() {
             Some(commit) => self.export.service.acknowledge(commit),
             None => Ok(()),

@@ -301,8 +301,14 @@ impl Connection {
         received
     }
 
-    /// Deals with every complete request in the buffer.
+    /// Deals with every complete request in the buffer, which may be filled anew afterwards.
     fn parse(self: &Arc<Self>, rx: &mut Receiver, role: Role) -> Parsed {
+        let parsed = self.parse_all(rx, role);
+        self.execute_gathered(rx, role);
+        parsed
+    }
+
+    fn parse_all(self: &Arc<Self>, rx: &mut Receiver, role: Role) -> Parsed {
         loop {
             if let Some(incoming) = rx.incoming.take_if(|it| it.filled == it.request.payload_len()) {
                 let in_flight = self.flight.start();

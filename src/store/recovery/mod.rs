@@ -26,6 +26,7 @@ use super::blocks::rebuild::Rebuild;
 use super::core::{Core, Objects};
 use super::geometry::{Geometry, segment_bytes_for, segments_on};
 use super::heat::{Heat, heat_bytes};
+use super::helpers::Helpers;
 use super::log::appender::Appender;
 use super::log::open_log::OpenLog;
 use super::log::segments::SegmentTable;
@@ -214,6 +215,7 @@ impl Store {
             index,
             scrub: Mutex::default(),
             asking_host: Mutex::new(()),
+            helpers: Helpers::default(),
             figures: Figures::default(),
         })
     }
