@@ -44,6 +44,27 @@ fn the_index_comes_back_after_a_restart() {
     assert_sound(&store);
 }
 
+/// Several threads fill it together: none leaves out what it takes another to have looked at.
+#[test]
+fn the_index_is_filled_by_several_threads_together() {
+    let pool = Pool::new(3);
+    let store = pool.create();
+    let (object, _) = store.create_object(BlockCount(2 * BLOCKS), &[]).unwrap();
+    let data = blocks(1..BLOCKS + 1);
+    store.write(object, Lba(0), &data).unwrap();
+    store.checkpoint().unwrap();
+    drop(store);
+
+    let store = pool.open();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| while store.rebuild_index_step() {});
+        }
+    });
+    let again = store.write(object, Lba(BLOCKS), &data).unwrap();
+    assert_eq!((u64::from(again.duplicate_blocks), again.new_blocks), (BLOCKS, 0));
+}
+
 /// What is written while the index is filled keeps its place, and the table may change meanwhile.
 #[test]
 fn the_index_is_filled_while_the_table_changes() {

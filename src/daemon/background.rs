@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::store::Store;
+use crate::sync::Clock;
 use crate::sync::Condition;
 use crate::sync::Mutex;
 use crate::units::ByteCount;
@@ -31,6 +32,29 @@ const SCRUB_STEPS: u32 = 20;
 
 /// Shortest wait between two looks at what must be synced.
 const SYNC_WAIT_MIN: Duration = Duration::from_millis(1);
+
+/// How long a start waits for the fingerprint index.
+const INDEX_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Fills the fingerprint index with all processors, before clients come who would take them away and store again what
+/// is not found yet. What takes too long goes on in the background.
+pub(super) fn fill_index(store: &Store, clock: &dyn Clock) {
+    let begun = clock.monotonic();
+    let fill = || while store.rebuild_index_step() && clock.monotonic() - begun < INDEX_PATIENCE {};
+    std::thread::scope(|scope| {
+        for _ in 1..available_parallelism().map_or(1, usize::from) {
+            scope.spawn(fill);
+        }
+        fill();
+    });
+    match store.statistics().index_pages_left {
+        0 => {}
+        left => tracing::info!(
+            "the fingerprint index is filled from {left} more pages in the background: until then, some of what is \
+             written again is stored again"
+        ),
+    }
+}
 
 /// The threads, running.
 pub(super) struct Background {

@@ -7,7 +7,8 @@
 //! 2. signals are caught;
 //! 3. TCP ports are taken, the Unix socket's path and the mount point are looked at, so that a taken one is found
 //!    before anything is written;
-//! 4. devices are opened, locked and looked at, and the pool is opened or made;
+//! 4. devices are opened, locked and looked at, the pool is opened or made, and its fingerprint index filled, for a
+//!    bounded time;
 //! 5. the array reads its catalog, and missing `--volume`s are made;
 //! 6. the background threads start;
 //! 7. the Unix socket is bound (the pool's lock says that it is ours), NBD serves; mounts that a daemon of
@@ -197,6 +198,8 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
         wish.pool.as_ref().map(|pool| &pool.identity),
         wish.anew,
     )?;
+    manager.tell(State::Starting("filling the fingerprint index"));
+    background::fill_index(&store, &*environment.clock);
     if wish.pool.is_none() {
         cluster::check_stands_alone(&store, &cluster_options, forget_cluster, &environment)?;
     } else if forget_cluster {

@@ -24,7 +24,7 @@ const PLACED_ONE_IN: u64 = 64;
 /// How far the rebuilding has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rebuild {
-    /// Pages of the block table that are still to be looked at: all with a number below this.
+    /// Pages of the block table that nobody has begun to look at: all with a number below this.
     pub(crate) pages_left: u64,
 }
 
@@ -32,6 +32,13 @@ impl Rebuild {
     /// Everything is still to be looked at, of a table whose ids go up to `next`.
     pub(crate) fn of_table(next: BlockId) -> Rebuild {
         Rebuild { pages_left: next.0.div_ceil(BLOCK_ENTRIES_PER_PAGE) }
+    }
+
+    /// The pages that the next step looks at: the first, and the one behind the last.
+    fn claim(&mut self) -> (u64, u64) {
+        let end = self.pages_left;
+        self.pages_left = end.saturating_sub(PAGES_PER_STEP);
+        (self.pages_left, end)
     }
 }
 
@@ -53,20 +60,21 @@ struct Tally {
 }
 
 impl Store {
-    /// Looks at the next few pages of the block table; whether more are left. It goes on at once also while
-    /// operations are committed: a million blocks take about half a second, and what is written before they are
-    /// known is stored twice. It needs no maintenance role, so that a thread of its own may call it while a
-    /// checkpoint is under way.
+    /// Looks at the next few pages of the block table that no other thread looks at; whether more are left. It goes
+    /// on at once also while operations are committed: a million blocks take about half a second, and what is
+    /// written before they are known is stored twice. It needs no maintenance role, so that threads of their own may
+    /// call it while a checkpoint is under way.
     pub fn rebuild_index_step(&self) -> bool {
-        let end = self.core.lock().rebuild.pages_left;
-        let start = end.saturating_sub(PAGES_PER_STEP);
+        let (start, end) = self.core.lock().rebuild.claim();
         let mut tally = Tally::default();
         for number in (start..end).rev() {
             self.offer_page(number, &mut tally);
         }
         let full = tally.refused >= REFUSED_MIN && tally.placed * PLACED_ONE_IN < tally.refused;
         let mut core = self.core.lock();
-        core.rebuild = Rebuild { pages_left: if full { 0 } else { start } };
+        if full {
+            core.rebuild.pages_left = 0;
+        }
         core.rebuild.pages_left > 0
     }
 
