@@ -1,8 +1,11 @@
 //! A byte range of a volume, split into whole blocks and the partly covered ones at its ends.
 
+use crate::store::Part;
 use crate::units::BLOCK_BYTES;
 use crate::units::BlockCount;
+use crate::units::ByteCount;
 use crate::units::Lba;
+use crate::units::RequestId;
 
 /// A part of one block, less than all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +65,29 @@ impl Edge {
     fn of(lba: Lba, from: u64, len: u64) -> Option<Edge> {
         let bytes = |number| usize::try_from(number).expect("no more than a block's bytes");
         (len > 0).then(|| Edge { lba, from: bytes(from), len: bytes(len) })
+    }
+}
+
+/// What each piece of a split range does of a request, in the order in which they are carried out.
+#[derive(Default)]
+pub(super) struct Steps {
+    pub(super) head: Option<Part>,
+    pub(super) whole: Option<Part>,
+    pub(super) tail: Option<Part>,
+}
+
+impl Steps {
+    /// For a range whose first byte is that at `before` of the request, and whose last is its last.
+    pub(super) fn of(request: Option<RequestId>, before: u64, split: &Split) -> Steps {
+        let Some(request) = request else { return Steps::default() };
+        let step = |before, last| Some(Part { request, before: ByteCount(before), last });
+        let (has_whole, has_tail) = (split.whole.0 > 0, split.tail.is_some());
+        let first = before + split.head_len() as u64;
+        Steps {
+            head: step(before, !has_whole && !has_tail),
+            whole: step(first, !has_tail),
+            tail: step(first + split.whole.bytes().0, true),
+        }
     }
 }
 

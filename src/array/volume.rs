@@ -43,6 +43,7 @@ use super::service::ExtentKind;
 use super::service::GroupedWrite;
 use super::split::Edge;
 use super::split::Split;
+use super::split::Steps;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
@@ -421,29 +422,6 @@ struct Asked {
 enum Edit<'a> {
     Bytes(&'a [u8]),
     Zeros,
-}
-
-/// What each piece of a split range does of a request, in the order in which they are carried out.
-#[derive(Default)]
-struct Steps {
-    head: Option<Part>,
-    whole: Option<Part>,
-    tail: Option<Part>,
-}
-
-impl Steps {
-    /// For a range whose first byte is that at `before` of the request, and whose last is its last.
-    fn of(request: Option<RequestId>, before: u64, split: &Split) -> Steps {
-        let Some(request) = request else { return Steps::default() };
-        let step = |before, last| Some(Part { request, before: ByteCount(before), last });
-        let (has_whole, has_tail) = (split.whole.0 > 0, split.tail.is_some());
-        let first = before + split.head_len() as u64;
-        Steps {
-            head: step(before, !has_whole && !has_tail),
-            whole: step(first, !has_tail),
-            tail: step(first + split.whole.bytes().0, true),
-        }
-    }
 }
 
 /// How a write went.
