@@ -16,6 +16,7 @@
 //! While a command may still be decided, it counts as decided wherever that is the safer side.
 
 mod leading;
+mod reports;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -23,11 +24,12 @@ mod words;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::decisions::{Change, Incarnation, Member, NodeId, Position, Record, SetVersion};
+use super::decisions::{Change, Incarnation, Member, NodeId, Position, Record};
 use super::timing::Timing;
 use crate::units::{Epoch, Lsn};
 
 use self::leading::{Admitted, HandingOver, Leading, Peer};
+use self::reports::Reports;
 pub use self::words::{Action, Input, Message, PlantedFaults};
 
 /// The machine.
@@ -53,8 +55,8 @@ pub struct Role {
     begun: Option<Epoch>,
     /// The epoch that it could not begin, and when it tries again, where nobody else has taken over until then.
     gave_way: Option<(Epoch, Duration)>,
-    /// Where the nodes of the set stand that it names in earlier lives, as of this version.
-    stands: (SetVersion, BTreeMap<NodeId, (Incarnation, Position)>),
+    /// Where the nodes of the set stand that it names in earlier lives.
+    reports: Reports,
 }
 
 impl Role {
@@ -90,7 +92,7 @@ impl Role {
             leading,
             begun: None,
             gave_way: None,
-            stands: (SetVersion(0), BTreeMap::new()),
+            reports: Reports::default(),
         }
     }
 
@@ -121,13 +123,11 @@ impl Role {
         &self.record
     }
 
-    /// Where nodes stand that the set names in earlier lives, as far as they have said so.
+    /// Where nodes stand that the set names in earlier lives, as far as they say so now: one that is not heard any more
+    /// is not among them.
     #[must_use]
-    pub fn reports(&self) -> BTreeMap<NodeId, (Incarnation, Position)> {
-        let (version, reports) = &self.stands;
-        let mut reports = if *version == self.record.version { reports.clone() } else { BTreeMap::new() };
-        reports.retain(|node, _| self.record.set.contains_key(node));
-        reports
+    pub fn reports(&self, now: Duration) -> BTreeMap<NodeId, (Incarnation, Position)> {
+        self.reports.since(&self.record, now.saturating_sub(self.timing.report_counts_for))
     }
 
     /// In which life another node has answered this primary's heartbeats last.
@@ -328,10 +328,7 @@ impl Role {
                 peer.heard_at = now;
             }
             Message::Stands { version, by, position } => {
-                if self.stands.0 != version {
-                    self.stands = (version, BTreeMap::new());
-                }
-                self.stands.1.insert(by.node, (by.incarnation, position));
+                self.reports.note(version, by, position, now);
             }
         }
     }
@@ -478,15 +475,13 @@ impl Role {
             return;
         }
         let version = self.record.version;
-        if self.stands.0 != version {
-            self.stands = (version, BTreeMap::new());
-        }
-        self.stands.1.insert(self.own.node, (self.own.incarnation, self.position));
+        self.reports.note(version, self.own, self.position, now);
         let message = Message::Stands { version, by: self.own, position: self.position };
         let others = self.nodes.iter().filter(|node| **node != self.own.node);
         actions.extend(others.map(|node| Action::Send(*node, message.clone())));
         let primary = self.own;
-        let change = Change::Start { primary, reports: self.stands.1.clone() };
+        // One that has gone again since it said where it stood was not ahead of whoever starts.
+        let change = Change::Start { primary, reports: self.reports.all(version) };
         if !self.compared && self.record.clone().change(&change) {
             actions.push(Action::Propose(self.record.command(change)));
         }

@@ -21,6 +21,9 @@ pub struct Timing {
     pub ask_after: Duration,
     /// A proposal without outcome is made again after this time.
     pub repeat_after: Duration,
+    /// For so long it counts where a node said that it stands, while nobody of the set is left: it says so again with every
+    /// repetition, one of which may be lost.
+    pub report_counts_for: Duration,
     /// The leader of the consensus group sends its heartbeat this often, and waits no longer for an answer to one:
     /// longer than a log entry takes to be synced on a busy device.
     pub group_heartbeat: Duration,
@@ -59,6 +62,7 @@ impl Timing {
             stall: heartbeat * 100,
             ask_after: heartbeat * 9,
             repeat_after: heartbeat * 4,
+            report_counts_for: heartbeat * 10,
             group_heartbeat: heartbeat * 2,
             group_election_min: heartbeat * 6,
             group_election_max: heartbeat * 10,

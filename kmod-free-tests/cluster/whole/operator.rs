@@ -103,7 +103,7 @@ impl World {
     /// What `start --without` proposes on a node.
     fn start_without(&self, node: usize) -> Option<Command> {
         let role = &self.nodes[node].life.as_ref()?.role;
-        let (record, reports) = (role.record(), role.reports());
+        let (record, reports) = (role.record(), role.reports(self.clock(node)));
         let own = self.nodes[node].member(node)?;
         let without: BTreeSet<NodeId> = self.operator.away.iter().map(|node| id(*node)).collect();
         let lives = |(node, life)| reports.get(node).is_some_and(|(now, _)| now == life);

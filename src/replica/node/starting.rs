@@ -34,7 +34,7 @@ impl Node {
     }
 
     /// All nodes of the in-sync set were down at once, and some never return: the one that has come farthest of the
-    /// others becomes primary. What only those held that are gone on without is lost. The new primary.
+    /// others that are heard now becomes primary. What only those held that are gone on without is lost. The new primary.
     ///
     /// # Errors
     /// `Exists` while there is a primary; `Busy` while a node of the set has neither said where it stands nor is named
@@ -44,7 +44,7 @@ impl Node {
         loop {
             let (record, reports) = {
                 let state = self.state.lock();
-                (state.role.record().clone(), state.role.reports())
+                (state.role.record().clone(), state.role.reports(self.now()))
             };
             let lives = record.names(self.parts.own)
                 || record

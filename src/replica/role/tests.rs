@@ -108,3 +108,38 @@ fn p7_a_node_that_is_removed_while_it_is_taken_in_is_waited_for_no_more() {
     let after = ticks(&mut primary, 1000, 3000);
     assert!(!asks_for(&after, |_| true), "{after:?}");
 }
+
+/// A node that the set names in its life before this one.
+fn reborn(member: Member) -> Member {
+    Member { incarnation: Incarnation(member.incarnation.0 + 1), ..member }
+}
+
+#[test]
+fn p7_a_node_that_has_gone_again_is_not_started_from() {
+    let mut survivor = role(reborn(PRIMARY), both_in_sync(), at(0));
+    let (version, gone) = (both_in_sync().version, reborn(OTHER));
+    let says = |lsn| {
+        let stands = Message::Stands { version, by: gone, position: position(lsn) };
+        Input::Heard(gone.node, stands)
+    };
+    // It is ahead, and says so again and again.
+    for now in (1000..3000).step_by(200) {
+        survivor.handle(at(now), says(9));
+        let asked = ticks(&mut survivor, now, now + 200);
+        assert!(!asks_for(&asked, |_| true), "{asked:?}");
+        let reports = survivor.reports(at(now + 190));
+        assert_eq!(reports.get(&gone.node), Some(&(gone.incarnation, position(9))));
+        assert!(reports.contains_key(&PRIMARY.node) || now < 1200, "{reports:?}");
+    }
+    let silent = ticks(&mut survivor, 3000, 4000);
+    assert!(!asks_for(&silent, |_| true), "what it held is not given up by itself: {silent:?}");
+    let reports = survivor.reports(at(4000));
+    let own = (reborn(PRIMARY).incarnation, position(7));
+    assert_eq!(reports, BTreeMap::from([(PRIMARY.node, own)]));
+    // It comes back behind the other one, and goes once more: the array starts by itself.
+    survivor.handle(at(4000), says(5));
+    let started = ticks(&mut survivor, 4800, 5300);
+    let by_itself =
+        |change: &Change| matches!(change, Change::Start { primary, .. } if *primary == reborn(PRIMARY));
+    assert!(asks_for(&started, by_itself), "{started:?}");
+}
