@@ -388,7 +388,8 @@ impl Role {
         };
         if !leading.begun && ready && !self.compared {
             leading.begun = true;
-            self.begun = Some(leading.epoch);
+            // A former term may have ended in the same moment.
+            actions.extend(self.begun.replace(leading.epoch).map(Action::Stop));
             actions.push(Action::Begin(leading.epoch));
         }
         if self.compared && !leading.begun {

@@ -143,3 +143,27 @@ fn p7_a_node_that_has_gone_again_is_not_started_from() {
         |change: &Change| matches!(change, Change::Start { primary, .. } if *primary == reborn(PRIMARY));
     assert!(asks_for(&started, by_itself), "{started:?}");
 }
+
+#[test]
+fn p7_a_term_ends_before_the_same_node_begins_another_one() {
+    let mut primary = role(PRIMARY, Record::of(PRIMARY), at(0));
+    let mut record = Record::of(PRIMARY);
+    let former = record.epoch;
+    assert!(primary.handle(at(0), Input::Tick).contains(&Action::Begin(former)));
+    primary.handle(at(0), Input::Begun(former));
+    // It was forced to be what it is.
+    assert!(record.force(PRIMARY));
+    let changes = |actions: Vec<Action>| -> Vec<Action> {
+        let is_change = |it: &Action| matches!(it, Action::Begin(_) | Action::Stop(_));
+        actions.into_iter().filter(is_change).collect()
+    };
+    let forced = primary.handle(at(1000), Input::Decided(record.clone()));
+    assert_eq!(changes(forced), [Action::Stop(former), Action::Begin(record.epoch)]);
+    assert!(changes(ticks(&mut primary, 1010, 2000)).is_empty(), "and no more");
+    // It has heard of a third one before it is told.
+    let second = record.epoch;
+    assert!(record.force(PRIMARY));
+    assert!(primary.accepts(record.epoch));
+    let forced = primary.handle(at(2000), Input::Decided(record.clone()));
+    assert_eq!(changes(forced), [Action::Stop(second), Action::Begin(record.epoch)]);
+}
