@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sinter::array::{Array, ArrayOptions, BlockService as _, NewSnapshot, NewVolume};
 use sinter::device::Device;
-use sinter::device::faulty::{FaultPlan, FaultyDisk};
+use sinter::device::faulty::{Fault as DeviceFault, FaultPlan, FaultyDisk};
 use sinter::error::{ErrorKind, Result};
 use sinter::format::page::{PAGE_HEADER_BYTES, Table};
 use sinter::replica::bookmarks;
@@ -124,7 +124,8 @@ impl Both {
                     (Ok(one), Ok(other)) => assert!(one == other, "block {lba} of {}", object.number),
                     (Err(one), Err(other)) => {
                         errors += 1;
-                        assert_eq!((one.kind(), other.kind()), (ErrorKind::Corrupt, ErrorKind::Corrupt));
+                        assert!(matches!(one.kind(), ErrorKind::Corrupt | ErrorKind::Device), "{one}");
+                        assert_eq!(other.kind(), ErrorKind::Corrupt, "{other}");
                     }
                     (one, other) => {
                         panic!("block {lba} of {}: {:?}, {:?}", object.number, one.is_ok(), other.is_ok())
@@ -218,18 +219,32 @@ fn spoil(disk: &FaultyDisk, offset: u64) {
     disk.flip_bit(DeviceOffset(offset + 40), 3);
 }
 
+/// What is wrong with a place of a disk.
+type Harm = fn(&FaultyDisk, u64);
+
+/// It cannot be read.
+fn fail(disk: &FaultyDisk, offset: u64) {
+    disk.fail_reads_of(DeviceOffset(offset + 40), ByteCount(1));
+}
+
 /// Damages stored blocks.
-fn spoil_blocks(disk: &FaultyDisk, bytes: &[u8], blocks: &[usize]) {
+fn spoil_blocks(disk: &FaultyDisk, bytes: &[u8], blocks: &[usize], harm: Harm) {
     for block in blocks {
         let head = &bytes[block * BLOCK_BYTES..][..64];
         let found = places(disk, |there| there.starts_with(head));
         assert_eq!(found.len(), 1, "block {block}");
-        spoil(disk, found[0] + 100);
+        harm(disk, found[0] + 100);
     }
 }
 
 #[test]
 fn p2_a_block_that_the_primary_cannot_read_stops_nobody_from_being_brought_up() {
+    for harm in [spoil, fail] {
+        bring_up_without_blocks(harm);
+    }
+}
+
+fn bring_up_without_blocks(harm: Harm) {
     let (node, bytes) = filled();
     // Named twice in one piece, and once more elsewhere.
     let array = node.array();
@@ -238,7 +253,7 @@ fn p2_a_block_that_the_primary_cannot_read_stops_nobody_from_being_brought_up() 
         disk.write(place * BLOCK_BYTES as u64, &bytes[3 * BLOCK_BYTES..4 * BLOCK_BYTES]).unwrap();
     }
     drop(array);
-    let both = Both::of(node.reopened(|disk| spoil_blocks(disk, &bytes, &[3, 4, 700])));
+    let both = Both::of(node.reopened(|disk| spoil_blocks(disk, &bytes, &[3, 4, 700], harm)));
     let disk = both.array.open_volume("disk").unwrap();
     both.array
         .create_snapshot("disk", &NewSnapshot { name: Some("s".into()), ..NewSnapshot::default() })
@@ -258,6 +273,12 @@ fn p2_a_block_that_the_primary_cannot_read_stops_nobody_from_being_brought_up() 
 
 #[test]
 fn p2_a_map_that_the_primary_cannot_read_stops_nobody_from_being_brought_up() {
+    for harm in [spoil, fail] {
+        bring_up_without_a_leaf(harm);
+    }
+}
+
+fn bring_up_without_a_leaf(harm: Harm) {
     let (node, _) = filled();
     let of_a_leaf = |there: &[u8]| {
         let table = there[6] == Table::Nodes as u8 && there[7] == 0;
@@ -272,7 +293,7 @@ fn p2_a_map_that_the_primary_cannot_read_stops_nobody_from_being_brought_up() {
         };
         // A page, and its copy.
         let chosen = number(found[0]);
-        found.iter().filter(|at| number(**at) == chosen).for_each(|at| spoil(disk, *at));
+        found.iter().filter(|at| number(**at) == chosen).for_each(|at| harm(disk, *at));
     }));
     both.open().carry_all();
     let lost = both.compare();
@@ -288,9 +309,46 @@ fn p2_a_map_that_the_primary_cannot_read_stops_nobody_from_being_brought_up() {
 }
 
 #[test]
+fn p2_what_a_device_does_not_read_at_the_first_attempt_is_not_given_up() {
+    let (node, _) = filled();
+    let both = Both::of(node.reopened(|_| ()));
+    let mut link = both.open();
+    let plan = both.primary.disk.plan();
+    (0..30_000).step_by(7).for_each(|after| plan.inject(DeviceFault::FailRead, after));
+    let before = plan.counts().reads;
+    link.carry_all();
+    assert!(plan.counts().reads > before + BLOCKS);
+    plan.forget_faults();
+    assert_eq!(both.compare(), 0);
+}
+
+#[test]
+fn p2_a_device_that_reads_nothing_makes_nothing_lost() {
+    let (node, _) = filled();
+    let both = Both::of(node.reopened(|_| ()));
+    let mut link = both.open();
+    while link.remaining() > BLOCKS / 2 || link.remaining() == 0 {
+        assert!(link.carry(&mut |_| ()).unwrap());
+    }
+    let disk = &both.primary.disk;
+    disk.fail_reads_of(DeviceOffset(0), disk.len());
+    let broken = loop {
+        match link.carry(&mut |_| ()) {
+            Ok(more) => assert!(more, "it has gone on to its end"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(broken.kind(), ErrorKind::Device, "{broken}");
+    for lba in 0..BLOCKS {
+        let mut bytes = vec![0; BLOCK_BYTES];
+        both.secondary.store.read(both.volume("disk"), Lba(lba), &mut bytes, true).unwrap();
+    }
+}
+
+#[test]
 fn p2_a_block_that_another_node_has_is_not_given_up() {
     let (node, bytes) = filled();
-    let both = Both::of(node.reopened(|disk| spoil_blocks(disk, &bytes, &[3, 700])));
+    let both = Both::of(node.reopened(|disk| spoil_blocks(disk, &bytes, &[3, 700], spoil)));
     let mut link = both.open();
     let store = &both.primary.store;
     let mut asked = 0;

@@ -106,7 +106,7 @@ impl Store {
             });
             let stretch = match step {
                 Ok(stretch) => stretch,
-                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                Err(error) if self.is_damage(&error) => {
                     let (side, level) = asked;
                     unknown_until[side as usize] = Lba((lba.0 / span(level) + 1) * span(level));
                     continue;

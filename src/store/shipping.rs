@@ -1,12 +1,16 @@
 //! Reading for another node: what an object maps, by fingerprint, and blocks as they are stored.
+//!
+//! What cannot be read must not keep that node waiting for ever: it fails its check, or its device has an error there
+//! again and again and none elsewhere, and so it is lost. A device that reads nothing at all is another matter.
 
 use std::sync::Arc;
 
+use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::checksum;
 use crate::format::location::Location;
 use crate::format::page::{Mapping, PageKey, PagePointer};
-use crate::units::{BlockCount, BlockId, Fingerprint, Lba, ObjectNumber};
+use crate::units::{BLOCK_BYTES, BlockCount, BlockId, DeviceOffset, Fingerprint, Lba, ObjectNumber};
 
 use super::Store;
 use super::apply::{MAPPINGS_MAX, ShippedMapping};
@@ -26,8 +30,8 @@ type Damaged = (PageKey, PagePointer);
 pub enum BlockAt {
     /// The stored bytes of that block, and their checksum.
     Stored(Vec<u8>, u64),
-    /// That block or whatever else, and it cannot be read: it fails its check, or it was given up as lost, or what
-    /// leads to it is damaged.
+    /// That block or whatever else, and it cannot be read: it fails its check, or the device fails at that place, or it
+    /// was given up as lost, or what leads to it is damaged.
     Unreadable,
     /// Something else, or the object is gone.
     Another,
@@ -68,7 +72,7 @@ impl Store {
     /// As `shipped_mappings`, but that what is lost, or cannot be told because a page is damaged, is delivered as lost.
     ///
     /// # Errors
-    /// As `shipped_mappings`, but `Corrupt`.
+    /// As `shipped_mappings`, but `Corrupt`; `Device` only where the device reads nothing else either.
     pub fn mappings_as_far_as_readable(
         &self,
         object: ObjectNumber,
@@ -79,6 +83,8 @@ impl Store {
         check_count(count)?;
         let mut mappings = Vec::with_capacity(MAPPINGS_MAX);
         let mut damaged: Vec<Damaged> = Vec::new();
+        // These a device has failed to read once.
+        let mut failed: Vec<Damaged> = Vec::new();
         loop {
             let mut asked = None;
             let outcome = self.run(Caller::Request, |core| {
@@ -93,8 +99,11 @@ impl Store {
                 Ok(())
             });
             match (outcome, asked) {
+                (Err(error), Some(page)) if error.kind() == ErrorKind::Device && !failed.contains(&page) => {
+                    failed.push(page);
+                }
                 // What it leads to is lost, unless somebody has written the page anew by the next attempt.
-                (Err(error), Some(page)) if error.kind() == ErrorKind::Corrupt => damaged.push(page),
+                (Err(error), Some(page)) if self.is_damage(&error) => damaged.push(page),
                 (outcome, _) => return outcome,
             }
         }
@@ -132,7 +141,7 @@ impl Store {
             Some(block) => match self.run(Caller::Request, |core| core.hold(block, fingerprint)) {
                 Ok(held) => held.map_or(Ok(None), |held| self.read_held(&held)),
                 // A page that is damaged costs this block: another node may have it.
-                Err(error) if error.kind() == ErrorKind::Corrupt => Ok(None),
+                Err(error) if self.is_damage(&error) => Ok(None),
                 Err(error) => Err(error),
             },
             None => Ok(None),
@@ -170,8 +179,17 @@ impl Store {
                 Ok(stored.map_or(BlockAt::Unreadable, |(stored, sum)| BlockAt::Stored(stored, sum)))
             }
             Ok(Err(other)) => Ok(other),
-            Err(error) if error.kind() == ErrorKind::Corrupt => Ok(BlockAt::Unreadable),
+            Err(error) if self.is_damage(&error) => Ok(BlockAt::Unreadable),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Whether it is a place that could not be read, and not its device: that reads others.
+    pub(crate) fn is_damage(&self, error: &Error) -> bool {
+        match error.kind() {
+            ErrorKind::Corrupt => true,
+            ErrorKind::Device => self.devices.iter().all(|device| reads_anything(&**device)),
+            _ => false,
         }
     }
 
@@ -185,17 +203,26 @@ impl Store {
             }
             Held::Device(block, location, sum) => {
                 let mut stored = vec![0u8; usize::from(location.len)];
+                // A device may fail once and no more.
                 let read = self.read_location(location, &mut stored);
+                let read = read.or_else(|_| self.read_location(location, &mut stored));
                 self.core.lock().segments.unpin(location.segment);
-                read?;
-                if checksum(&stored) != sum {
-                    self.note_bad_block(block, location);
-                    return Ok(None);
+                match read {
+                    Ok(()) if checksum(&stored) == sum => return Ok(Some((stored, sum))),
+                    Err(error) if !self.is_damage(&error) => return Err(error),
+                    _ => {}
                 }
-                Ok(Some((stored, sum)))
+                self.note_bad_block(block, location);
+                Ok(None)
             }
         }
     }
+}
+
+/// Whether a device can be read where every pool has something, and not from memory only.
+fn reads_anything(device: &dyn Device) -> bool {
+    let mut block = [0u8; BLOCK_BYTES];
+    device.drop_cache().and_then(|()| device.read_at(DeviceOffset(0), &mut block)).is_ok()
 }
 
 fn check_count(count: BlockCount) -> Result<()> {

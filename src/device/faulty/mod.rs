@@ -41,6 +41,8 @@ struct State {
     room_pages: u64,
     /// Who has not heard yet of a sync that failed for somebody else.
     untold: Option<Syncer>,
+    /// Places that cannot be read: first byte and length.
+    unreadable: Vec<(u64, u64)>,
 }
 
 /// A disk as it was at one moment. Shares its content with the disk until either changes.
@@ -56,7 +58,12 @@ impl FaultyDisk {
     /// machine: they count together and stop together.
     #[must_use]
     pub fn new(name: impl Into<String>, len: ByteCount, seed: u64, plan: Arc<FaultPlan>) -> FaultyDisk {
-        let state = State { medium: Medium::new(len.0, seed), room_pages: u64::MAX, untold: None };
+        let state = State {
+            medium: Medium::new(len.0, seed),
+            room_pages: u64::MAX,
+            untold: None,
+            unreadable: Vec::new(),
+        };
         FaultyDisk { name: name.into(), len, plan, state: Mutex::new(state) }
     }
 
@@ -124,6 +131,11 @@ impl FaultyDisk {
         self.state().medium.flip_bit(offset.0, bit);
     }
 
+    /// From now on every read that touches the range fails, whatever is written there; a length of 0 touches nothing.
+    pub fn fail_reads_of(&self, offset: DeviceOffset, len: ByteCount) {
+        self.state().unreadable.push((offset.0, len.0));
+    }
+
     /// Lets the host have no more room than `len` for this disk (`None`: as much as is asked for).
     /// What has room keeps it; an allocation or a write that would need more is refused with ENOSPC.
     pub fn limit_room(&self, len: Option<ByteCount>) {
@@ -156,6 +168,9 @@ impl FaultyDisk {
             Verdict::Strike(_) => return Err(Errno::IO.into()),
         }
         let state = self.state();
+        if state.is_unreadable(offset, buffer.len()) {
+            return Err(Errno::IO.into());
+        }
         state.medium.read(offset.0, buffer);
         Ok(state)
     }
@@ -171,6 +186,11 @@ impl FaultyDisk {
 }
 
 impl State {
+    fn is_unreadable(&self, offset: DeviceOffset, len: usize) -> bool {
+        let end = offset.0 + len as u64;
+        self.unreadable.iter().any(|(bad, bad_len)| *bad < end && offset.0 < bad + bad_len)
+    }
+
     fn refuse_without_room(&self, verdict: Verdict, offset: DeviceOffset, len: ByteCount) -> io::Result<()> {
         let (taken, missing) = self.medium.room(offset.0, len.0);
         if missing == 0 || taken + missing <= self.room_pages {

@@ -246,8 +246,9 @@ impl Stream {
         began: Began,
     ) -> Result<()> {
         let read: Mutex<Option<Placed>> = Mutex::new(None);
-        let ring = &self.ring;
+        let (ring, mut lost) = (&self.ring, 0);
         let outcome = self.store.mappings_as_far_as_readable(object, first, count, &mut |mappings| {
+            lost = mappings.iter().filter(|mapping| matches!(mapping, ShippedMapping::Lost)).count();
             let operation = if mappings.iter().all(|mapping| matches!(mapping, ShippedMapping::Hole)) {
                 ShippedOperation::Zero { object, first, count }
             } else {
@@ -261,6 +262,13 @@ impl Stream {
             other => other?,
         }
         let Some((after, mut operation)) = read.into_inner() else { return Ok(()) };
+        if lost > 0 {
+            tracing::warn!(
+                "{lost} blocks of object {object} among {count} from {first} on cannot be read here: they are lost to node \
+                 {}, too",
+                self.peer.node.0
+            );
+        }
         // An object that kept what it was may hold most of it: there it is asked for what is missing.
         if self.misses >= MISSES_MANY && began != Began::Unknown {
             self.bring_payloads(&mut operation)?;
@@ -307,7 +315,7 @@ fn list(
         let mut found: (Lsn, Vec<MappedRun>) = Default::default();
         let (at, left) = (first.plus(covered), BlockCount(count.0 - covered));
         match store.shipped_kinds(object, at, left, &mut |kinds| found = (ring.last(), kinds.to_vec())) {
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
+            Err(error) if store.is_damage(&error) => {
                 let blocks = BlockCount((LEAF_BLOCKS - at.0 % LEAF_BLOCKS).min(left.0));
                 found.1 = vec![MappedRun { blocks, kind: MappingKind::Data }];
             }
