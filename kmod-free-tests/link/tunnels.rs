@@ -3,10 +3,12 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use sinter::replica::link::tunnel;
+use sinter::error::ErrorKind;
+use sinter::replica::link::{WRITE_PATIENCE, tunnel, tunnel_within};
 
 use crate::world::{PATIENCE, World, data};
 
@@ -101,5 +103,55 @@ fn a_client_that_goes_away_ends_its_tunnel_at_the_other_end() {
         drop(service);
         one.join().unwrap().unwrap();
         two.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_peer_that_takes_nothing_any_more_does_not_hold_a_tunnel_for_ever() {
+    let limit = Duration::from_secs(2);
+    let world = World::new(43);
+    let (near, far) = world.pair(data(2));
+    let closer = near.closer();
+    let (client, client_end) = UnixStream::pair().unwrap();
+    thread::scope(|scope| {
+        let (tell, ended) = mpsc::channel();
+        scope.spawn(move || tell.send(tunnel_within(near, client_end, limit)));
+        // Nobody reads at the other end: the client is held up, and then cut off.
+        let mut writing = &client;
+        let cut_off = scope.spawn(move || (0..10_000).find_map(|_| writing.write_all(&[7; 65_536]).err()));
+        let held_up = ended.recv_timeout(limit / 2);
+        assert!(held_up.is_err(), "a slow reader has its time: {held_up:?}");
+        let outcome = ended.recv_timeout(PATIENCE * 3);
+        closer.close();
+        let error = outcome.expect("it is held for ever").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unreachable, "{error}");
+        assert!(cut_off.join().unwrap().is_some());
+    });
+    drop(far);
+}
+
+#[test]
+fn a_client_that_is_paused_for_less_gets_everything() {
+    const TOTAL: usize = 32 << 20;
+    let world = World::new(44);
+    let (near, far) = world.pair(data(2));
+    let (mut client, client_end) = UnixStream::pair().unwrap();
+    let (mut service, service_end) = sockets();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    thread::scope(|scope| {
+        let limit = Duration::from_secs(20);
+        scope.spawn(move || tunnel_within(near, client_end, limit));
+        scope.spawn(move || tunnel_within(far, service_end, limit));
+        scope.spawn(move || {
+            let bytes = vec![7; TOTAL];
+            service.write_all(&bytes).unwrap();
+            service.shutdown(Shutdown::Write).unwrap();
+        });
+        // Longer than any other link waits for a write.
+        thread::sleep(WRITE_PATIENCE + Duration::from_secs(2));
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).unwrap();
+        assert_eq!(got.len(), TOTAL);
+        client.shutdown(Shutdown::Write).unwrap();
     });
 }

@@ -40,6 +40,9 @@ pub struct Timing {
     pub link_lost_after: Duration,
     /// The same for a link that carries what roles say: soon, because nothing goes over another one until then.
     pub role_link_lost_after: Duration,
+    /// The same for one that carries a client's connection. Its other end cannot be told from a client there that does not
+    /// read, which may be paused for some time and is none the worse for it; but for ever is too long for one that is gone.
+    pub tunnel_lost_after: Duration,
     /// A stream whose other end has answered for nothing of what it was sent for so long is broken off: longer than any
     /// single thing that it does.
     pub stream_silence: Duration,
@@ -69,6 +72,7 @@ impl Timing {
             link_probe_after: heartbeat * 40,
             link_lost_after: heartbeat * 200,
             role_link_lost_after: heartbeat * 20,
+            tunnel_lost_after: heartbeat * 2400,
             stream_silence: heartbeat * 600,
         }
     }

@@ -115,10 +115,11 @@ impl LinkSender {
         LinkCloser::of(&self.shared.socket)
     }
 
-    /// Lets writes wait for the peer as long as it takes.
-    pub(super) fn wait_without_limit(&self) -> Result<()> {
+    /// Lets writes wait for the peer for as long as the link counts as one: that ends when the peer has taken nothing of
+    /// what it was sent for `limit`.
+    pub(super) fn wait_for(&self, limit: Duration) -> Result<()> {
         self.shared.socket.set_write_timeout(None).map_err(super::not_set_up)?;
-        super::lose_after(&self.shared.socket, None)
+        self.lose_after(limit)
     }
 
     /// Ends the link when the peer's machine has taken nothing of what it was sent for so long.
@@ -126,7 +127,7 @@ impl LinkSender {
     /// # Errors
     /// `Unreachable` where the connection is lost already.
     pub fn lose_after(&self, limit: Duration) -> Result<()> {
-        super::lose_after(&self.shared.socket, Some(limit))
+        super::lose_after(&self.shared.socket, limit)
     }
 }
 

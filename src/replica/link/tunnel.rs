@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::{Link, LinkReceiver, LinkSender, kind};
 use crate::error::{Error, ErrorKind, Result};
+use crate::replica::timing::Timing;
 
 /// Bytes that are read from the stream at once, and the most in one frame.
 const PIECE_BYTES: usize = 64 << 10;
@@ -51,15 +52,23 @@ impl TunnelStream for UnixStream {
 }
 
 /// Carries bytes both ways until both directions have ended, each of them by itself, or one has failed: then both ends
-/// are closed. A client that does not read holds up its own tunnel for as long as it likes; whoever must cut a tunnel
-/// (when the primary changes) keeps the link's closer.
+/// are closed. A client that does not read holds up its own tunnel, for `Timing::tunnel_lost_after` at most: from here it
+/// looks like a peer that has vanished. Whoever must cut a tunnel (when the primary changes) keeps the link's closer.
 ///
 /// # Errors
 /// `Unreachable` where the link or the stream was lost, `Invalid` for a frame that does not belong into a tunnel.
 pub fn tunnel(link: Link, stream: impl TunnelStream) -> Result<()> {
+    tunnel_within(link, stream, Timing::default().tunnel_lost_after)
+}
+
+/// As `tunnel`, with another time within which the peer must take something of what it is sent.
+///
+/// # Errors
+/// As `tunnel`.
+pub fn tunnel_within(link: Link, stream: impl TunnelStream, lost_after: Duration) -> Result<()> {
     let closer = link.closer();
     let (sender, mut receiver) = link.split();
-    sender.wait_without_limit()?;
+    sender.wait_for(lost_after)?;
     let mut reading = stream.another().map_err(lost)?;
     let mut stream = stream;
     thread::scope(|scope| {
