@@ -14,6 +14,7 @@ mod daemon;
 mod devices;
 mod disasters;
 mod failovers;
+mod hostile;
 #[path = "../rest/http.rs"]
 mod http;
 mod loss;
