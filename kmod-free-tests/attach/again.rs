@@ -11,6 +11,8 @@ use sinter::export::nbd::dial::Address;
 use sinter::export::nbd::dial::Patience;
 use sinter::export::nbd::line::Line;
 use sinter::export::nbd::wire::transmission::command as verb;
+use sinter::replica::identity::CERTIFICATE_LIFE;
+use sinter::replica::identity::IdentityFiles;
 use sinter::units::SessionId;
 
 use crate::daemon::Daemon;
@@ -240,33 +242,39 @@ fn what_was_not_flushed_when_the_power_failed_is_written_again_or_its_flush_fail
     assert!(two.flush().is_err());
 }
 
+/// The cluster's ports of the nodes that keep data.
+fn cluster_ports(world: &World) -> Vec<String> {
+    let members = members(world.url("a"));
+    let data = members["nodes"].as_array().unwrap().iter().filter(|node| node["node_id"] != "w");
+    data.map(|node| format!("cluster:{}", node["cluster_address"].as_str().unwrap())).collect()
+}
+
+fn new_token(world: &World, asked: &str, role: &str) -> String {
+    let made = world.cluster(asked, &["token", "--role", role]);
+    String::from_utf8(made.stdout).unwrap().trim().to_owned()
+}
+
 #[test]
 fn at_the_cluster_port_a_client_shows_a_certificate_and_follows_the_primary() {
     let mut world = World::formed();
-    let addresses: Vec<String> = members(world.url("a"))["nodes"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|node| node["node_id"] != "w")
-        .map(|node| format!("cluster:{}", node["cluster_address"].as_str().unwrap()))
-        .collect();
+    let addresses = cluster_ports(&world);
     assert_eq!(addresses.len(), 2);
     let target = format!("{}/disk", addresses.join(","));
     let home = world.path("client");
     std::fs::create_dir_all(&home).unwrap();
     let (socket, identity) = (home.join("refused.sock"), home.join("identity"));
     let identity = identity.to_str().unwrap();
-    let token = |role: &str| {
-        let made = world.cluster("a", &["token", "--role", role]);
-        String::from_utf8(made.stdout).unwrap().trim().to_owned()
-    };
     let refused = |more: &[&str]| {
         let mut command = command(&home, &target, &socket, &[&["--identity", identity], more].concat());
         output_in_time(&mut command).status.code()
     };
     assert_eq!(refused(&[]), Some(2), "without a certificate");
-    assert_eq!(refused(&["--token", &token("data")]), Some(2), "with a token for something else");
-    let made = token("client");
+    assert_eq!(
+        refused(&["--token", &new_token(&world, "a", "data")]),
+        Some(2),
+        "with a token for something else"
+    );
+    let made = new_token(&world, "a", "client");
     let attached = Attached::start(&home, &target, &["--identity", identity, "--token", &made]);
     let mut client = client_of(&attached);
     write(&mut client, 0, 1);
@@ -281,6 +289,68 @@ fn at_the_cluster_port_a_client_shows_a_certificate_and_follows_the_primary() {
     let again = Attached::start(&home, &target, &["--identity", identity]);
     client_of(&again).read(4096, &mut found).unwrap();
     assert_eq!(found, [2; 4096]);
+}
+
+#[test]
+fn the_certificate_of_a_client_is_renewed_while_it_is_attached() {
+    let mut world = World::formed();
+    let target = format!("{}/disk", cluster_ports(&world).join(","));
+    let home = world.path("client");
+    std::fs::create_dir_all(&home).unwrap();
+    let directory = home.join("identity");
+    let identity = ["--identity", directory.to_str().unwrap()];
+    let with_token = |world: &World, asked: &str| {
+        [&identity[..], &["--token", &new_token(world, asked, "client")]].concat().join(" ")
+    };
+    let first = with_token(&world, "a");
+    let attached = Attached::start(&home, &target, &first.split(' ').collect::<Vec<_>>());
+    assert!(attached.terminate().success());
+    let files = IdentityFiles::in_directory(&directory);
+    let stored = || files.load().unwrap().unwrap().identity;
+    let now = || sinter::daemon::environment().clock.since_unix_epoch();
+    let authority = IdentityFiles::in_directory(world.path("a").join("cluster")).load().unwrap().unwrap();
+    let authority = authority.authority.unwrap();
+    let age = |left: Duration| {
+        let (identity, signed) = (stored(), now() + left - CERTIFICATE_LIFE);
+        let request = identity.signing_request().unwrap();
+        let certificate = authority.sign(identity.peer().name, &request, signed).unwrap();
+        files.save_renewed(&identity.renewed(certificate).unwrap()).unwrap();
+    };
+
+    // One that is younger is left alone.
+    age(CERTIFICATE_LIFE * 2 / 3);
+    let (young, name) = (stored().peer().valid_until, stored().peer().name);
+    let attached = Attached::start(&home, &target, &identity);
+    let mut client = client_of(&attached);
+    write(&mut client, 0, 1);
+    assert_eq!(stored().peer().valid_until, young);
+    drop(client);
+    assert!(attached.terminate().success());
+    age(Duration::from_secs(15));
+    let end = stored().peer().valid_until;
+    let attached = Attached::start(&home, &target, &identity);
+    let mut client = client_of(&attached);
+    until("it is renewed", || !stored().renewal_due(now()));
+    assert_eq!(stored().peer().name, name);
+    // The former one has ended when the next connection is made.
+    until("the former one has ended", || now() > end + Duration::from_secs(1));
+    fail_over(&mut world, "a", "b");
+    write(&mut client, 4096, 2);
+    client.flush().unwrap();
+    drop(client);
+    assert!(attached.terminate().success());
+
+    // Nobody renews one that has ended.
+    age(Duration::ZERO);
+    let refused = output_in_time(&mut command(&home, &target, &home.join("refused.sock"), &identity));
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("has ended"), "{refused:?}");
+    let again = with_token(&world, "b");
+    let attached = Attached::start(&home, &target, &again.split(' ').collect::<Vec<_>>());
+    let mut found = [0; 4096];
+    client_of(&attached).read(4096, &mut found).unwrap();
+    assert_eq!(found, [2; 4096]);
+    assert_ne!(stored().peer().name, name, "it is another client");
 }
 
 #[test]

@@ -25,6 +25,7 @@ use signal_hook::iterator::Signals;
 use self::events::Event;
 use self::events::Events;
 use self::hub::Hub;
+use self::secure::Machine;
 use self::service::Attached;
 use self::upstream::Upstream;
 use crate::daemon::abort_on_panic;
@@ -43,6 +44,7 @@ use crate::export::nbd::Server;
 use crate::export::nbd::ServerOptions;
 use crate::export::nbd::check_socket_path;
 use crate::export::nbd::wire::options::SessionId;
+use crate::sync::Clock;
 use crate::units::ByteCount;
 
 pub use self::upstream::ArrayAddress;
@@ -55,6 +57,11 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 
 /// Beyond that, what it takes to tell the clients.
 const LEAVE_MAX: Duration = Duration::from_secs(8);
+
+/// How often it is looked whether the certificate is to be renewed.
+const RENEWAL_LOOK: Duration = Duration::from_secs(60 * 60);
+/// After an attempt that failed.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(60);
 
 /// What `attach` is to do.
 #[derive(Debug)]
@@ -99,10 +106,10 @@ pub fn attach(options: AttachOptions, announce: impl FnOnce(&AttachedTo)) -> Out
     let signals = Signals::new([SIGTERM, SIGINT])
         .map_err(|error| Error::caused(ErrorKind::Device, "catching signals", error))?;
     check_socket(&options.socket)?;
-    let secure = options.addresses.iter().any(|address| matches!(address, ArrayAddress::Cluster(_)));
-    let identity = match secure {
-        true => Some(secure::identity(options.identity, options.token.as_deref(), &*environment.random)?),
-        false => None,
+    let ports: Vec<String> = options.addresses.iter().filter_map(ArrayAddress::cluster_port).collect();
+    let machine = match ports.is_empty() {
+        true => None,
+        false => Some(Arc::new(Machine::load(options.identity, options.token.as_deref(), &environment)?)),
     };
     let mut session = [0; 16];
     environment.random.fill(&mut session);
@@ -111,18 +118,25 @@ pub fn attach(options: AttachOptions, announce: impl FnOnce(&AttachedTo)) -> Out
     hear(signals, &events)?;
     let upstream = Upstream {
         addresses: options.addresses,
-        identity,
+        machine: machine.clone(),
         volume: options.volume.clone(),
         session: SessionId::from_random(session),
         give_up_after: options.give_up_after,
         hub: Arc::clone(&hub),
         events: Arc::clone(&events),
-        clock: environment.clock,
+        clock: Arc::clone(&environment.clock),
     };
     manager.tell(State::Starting("waiting for the array"));
     let sending = Arc::clone(&hub);
-    let threads =
-        [start("attach-send", move || sending.send_all())?, start("attach-line", move || upstream.run())?];
+    let mut threads = vec![
+        start("attach-send", move || sending.send_all())?,
+        start("attach-line", move || upstream.run())?,
+    ];
+    if let Some(machine) = machine {
+        let (hub, clock) = (Arc::clone(&hub), environment.clock);
+        let keep = move || keep_certificate(&machine, &ports, &hub, &*clock);
+        threads.push(start("attach-certificate", keep)?);
+    }
     let outcome = match events.next() {
         Event::Attached => {
             let attached = Attached { name: options.volume.clone(), hub: Arc::clone(&hub) };
@@ -149,6 +163,17 @@ pub fn attach(options: AttachOptions, announce: impl FnOnce(&AttachedTo)) -> Out
         let _ = thread.join();
     }
     outcome
+}
+
+/// Has the certificate renewed when it is time, until the hub is closed.
+fn keep_certificate(machine: &Machine, ports: &[String], hub: &Hub, clock: &dyn Clock) {
+    while !hub.is_closed() {
+        let renewed = machine.renew_if_due(ports, clock.since_unix_epoch());
+        if let Err(error) = &renewed {
+            tracing::warn!("the certificate of this machine was not renewed, and is to be: {error}");
+        }
+        hub.pause(if renewed.is_ok() { RENEWAL_LOOK } else { RENEWAL_PAUSE });
+    }
 }
 
 fn listen(socket: &Path, attached: Attached) -> Outcome<Server> {

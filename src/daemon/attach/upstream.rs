@@ -10,6 +10,7 @@ use super::events::Events;
 use super::hub::Export;
 use super::hub::Hub;
 use super::secure;
+use super::secure::Machine;
 use crate::daemon::failure::Failure;
 use crate::error::Error;
 use crate::error::ErrorKind;
@@ -19,7 +20,6 @@ use crate::export::nbd::dial::Address;
 use crate::export::nbd::dial::Patience;
 use crate::export::nbd::line::LineReceiver;
 use crate::export::nbd::wire::options::SessionId;
-use crate::replica::identity::NodeIdentity;
 use crate::sync::Clock;
 
 /// Between two rounds through all addresses: at first, and at most.
@@ -71,6 +71,14 @@ impl fmt::Display for ArrayAddress {
 }
 
 impl ArrayAddress {
+    /// Where a node answers clients with certificates, if this is that.
+    pub(super) fn cluster_port(&self) -> Option<String> {
+        match self {
+            ArrayAddress::Cluster(address) => Some(address.clone()),
+            ArrayAddress::Tcp(_) | ArrayAddress::Unix(_) => None,
+        }
+    }
+
     fn resolve(&self) -> Result<Vec<Address>> {
         let address = match self {
             ArrayAddress::Unix(path) => return Ok(vec![Address::Unix(path.clone())]),
@@ -87,7 +95,7 @@ impl ArrayAddress {
 pub(super) struct Upstream {
     pub(super) addresses: Vec<ArrayAddress>,
     /// Who this machine is at the cluster's port, where one of them is that.
-    pub(super) identity: Option<NodeIdentity>,
+    pub(super) machine: Option<Arc<Machine>>,
     pub(super) volume: String,
     pub(super) session: SessionId,
     pub(super) give_up_after: Option<Duration>,
@@ -167,8 +175,8 @@ impl Upstream {
 
     fn connect(&self, address: &ArrayAddress) -> Result<LineReceiver> {
         let mut last = Error::new(ErrorKind::Unreachable, format!("{address} has no address"));
-        if let (ArrayAddress::Cluster(address), Some(identity)) = (address, &self.identity) {
-            let stream = secure::connect(address, identity)?;
+        if let (ArrayAddress::Cluster(address), Some(machine)) = (address, &self.machine) {
+            let stream = secure::connect(address, &machine.now())?;
             HANDSHAKE.limit(&stream)?;
             return self.take(Client::over(stream, &self.volume, 1, Some(self.session))?);
         }

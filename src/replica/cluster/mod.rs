@@ -33,6 +33,7 @@ use super::ring::Ring;
 
 pub use forming::{JoinPlan, Joining, join_as_client};
 pub use port::passage_to;
+pub use upkeep::ask_to_renew;
 
 /// How long a decision may take that somebody waits for.
 pub const DECISION_PATIENCE: Duration = Duration::from_secs(10);

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::replica::control::Control;
 use crate::replica::control::state::{Decision, NodeEntry};
 use crate::replica::decisions::NodeId;
-use crate::replica::identity::{IdentityFiles, PeerIdentity, SigningRequest};
+use crate::replica::identity::{IdentityFiles, NodeIdentity, PeerIdentity, SigningRequest};
 use crate::replica::link::{self, Frame, Link};
 use crate::sync::{Clock, Condition, Mutex};
 
@@ -121,12 +121,13 @@ impl Running {
         if !identity.renewal_due(now) {
             return Ok(());
         }
-        let request = identity.signing_request()?;
-        let certificate = match &self.authority {
-            Some(authority) => authority.sign(identity.peer().name, &request, now)?,
-            None => self.ask_for_certificate(&request)?,
-        };
-        let renewed = Arc::new(identity.renewed(certificate)?);
+        let renewed = Arc::new(match &self.authority {
+            Some(authority) => {
+                let request = identity.signing_request()?;
+                identity.renewed(authority.sign(identity.peer().name, &request, now)?)?
+            }
+            None => self.ask_any_to_renew(&identity)?,
+        });
         IdentityFiles::in_directory(&options.directory).save_renewed(&renewed)?;
         self.calls.0.replace_identity(Arc::clone(&renewed));
         if let Some(server) = &*self.server.lock() {
@@ -137,36 +138,32 @@ impl Running {
         Ok(())
     }
 
-    fn ask_for_certificate(&self, request: &SigningRequest) -> Result<Vec<u8>> {
+    fn ask_any_to_renew(&self, identity: &NodeIdentity) -> Result<NodeIdentity> {
         let state = self.control.state();
-        let others: Vec<(NodeId, String)> = state
-            .nodes
-            .iter()
-            .filter(|(node, _)| **node != self.own && state.is_data(**node))
-            .map(|(node, entry)| (*node, entry.cluster_address.clone()))
-            .collect();
+        let others = state.nodes.iter().filter(|(node, _)| **node != self.own && state.is_data(**node));
         let mut failure = Error::new(ErrorKind::NotFound, "no node that keeps data is known");
-        for (node, address) in others {
-            match self.ask_one_for_certificate(node, &address, request) {
-                Ok(certificate) => return Ok(certificate),
+        for (node, entry) in others {
+            match ask_to_renew(&entry.cluster_address, identity, Some(*node)) {
+                Ok(renewed) => return Ok(renewed),
                 Err(error) => failure = error,
             }
         }
         Err(failure)
     }
+}
 
-    fn ask_one_for_certificate(
-        &self,
-        node: NodeId,
-        address: &str,
-        request: &SigningRequest,
-    ) -> Result<Vec<u8>> {
-        let mut link = link::connect(address, &self.identity.now(), Some(node), RENEWAL_PATIENCE)?;
-        link.send(port::RENEW, &[&request.to_bytes()])?;
-        let answer = link.receive(Some(RENEWAL_PATIENCE))?;
-        let answer = answer.filter(|frame| frame.kind == port::RENEW).map(|frame| frame.body);
-        answer.ok_or_else(|| Error::new(ErrorKind::Unreachable, format!("node {} does not renew it", node.0)))
-    }
+/// This identity with the certificate that the node at `address` (`HOST:PORT`) signs anew; one that keeps data can. With
+/// `expect`, only that node is asked.
+///
+/// # Errors
+/// `Unreachable` where it does not answer or does not sign it, `Invalid` for a certificate that is not this identity's;
+/// as `link::connect`.
+pub fn ask_to_renew(address: &str, identity: &NodeIdentity, expect: Option<NodeId>) -> Result<NodeIdentity> {
+    let mut link = link::connect(address, identity, expect, RENEWAL_PATIENCE)?;
+    link.send(port::RENEW, &[&identity.signing_request()?.to_bytes()])?;
+    let answer = link.receive(Some(RENEWAL_PATIENCE))?.filter(|frame| frame.kind == port::RENEW);
+    let refused = || Error::new(ErrorKind::Unreachable, format!("{address} does not renew a certificate"));
+    identity.renewed(answer.ok_or_else(refused)?.body)
 }
 
 impl Cluster {
