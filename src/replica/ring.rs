@@ -179,6 +179,24 @@ impl Ring {
         })
     }
 
+    /// Whether something behind `lsn`, as far as it is here, may free blocks: an object goes or gets another content, or
+    /// blocks are no longer stored.
+    #[must_use]
+    pub fn frees_behind(&self, lsn: Lsn) -> bool {
+        let state = self.state.lock();
+        let behind = usize::try_from(state.last.0.saturating_sub(lsn.0)).unwrap_or(usize::MAX);
+        let mut newest = state.entries.iter().rev().take(behind);
+        newest.any(|(shipment, _)| match &shipment.operation {
+            ShippedOperation::Write { mappings, .. } => mappings
+                .iter()
+                .any(|mapping| matches!(mapping, ShippedMapping::Hole | ShippedMapping::Pattern(_))),
+            ShippedOperation::Zero { .. }
+            | ShippedOperation::DeleteObject { .. }
+            | ShippedOperation::RestoreObject { .. } => true,
+            _ => false,
+        })
+    }
+
     /// The newest operation behind `lsn` that changes one of these blocks, or may: nobody can tell of one that has been
     /// forgotten.
     #[must_use]

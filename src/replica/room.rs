@@ -1,7 +1,7 @@
 //! Room that a node needs for what it is to apply, whatever comes of it.
 
-use super::ring::Backlog;
-use crate::units::{BLOCK_BYTES, BlockCount, ByteCount};
+use super::ring::{Backlog, Ring};
+use crate::units::{BLOCK_BYTES, BlockCount, ByteCount, Lsn};
 
 /// Pages of metadata that an operation may fill, each with its copy's share.
 const OPERATION_PAGES: u64 = 4;
@@ -18,9 +18,42 @@ pub fn fits(writable: ByteCount, backlog: Backlog, reserved: BlockCount) -> bool
     writable.0 >= pages.saturating_add(blocks).saturating_add(MARGIN.0)
 }
 
+/// Whether a node that ends its stream is to be compared although it could go on from where it is: it has applied so much,
+/// has no room for what follows, and what would make room comes later. It would never come to that by itself.
+#[must_use]
+pub fn is_stuck(ring: &Ring, applied: Lsn, writable: ByteCount) -> bool {
+    !fits(writable, ring.backlog(applied), BlockCount(0)) && ring.frees_behind(applied)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::format::batch::{LoggedOperation, MappingRecord};
+    use crate::store::{Commit, CommitSink as _};
+    use crate::units::{Epoch, Lba, ObjectNumber};
+
+    #[test]
+    fn p7_a_node_is_stuck_where_room_is_made_behind_what_it_has_no_room_for() {
+        let ring = Ring::new(ByteCount(1 << 20));
+        ring.listen_from(Lsn(0));
+        let (object, first) = (ObjectNumber(1), Lba(0));
+        let write = LoggedOperation::Write { object, first, mappings: vec![MappingRecord::Lost] };
+        let trim = LoggedOperation::Zero { object, first, count: BlockCount(1) };
+        let (epoch, payload) = (Epoch::default(), &Arc::default());
+        let commit = |lsn, operation: &LoggedOperation| {
+            let fingerprints = &[][..];
+            ring.committed(&Commit { epoch, lsn: Lsn(lsn), operation, origin: None, fingerprints, payload });
+        };
+        let (none, plenty) = (ByteCount(4096), ByteCount(1 << 30));
+        commit(1, &write);
+        assert!(!is_stuck(&ring, Lsn(0), none), "nothing makes room");
+        commit(2, &trim);
+        commit(3, &write);
+        assert!(is_stuck(&ring, Lsn(0), none) && is_stuck(&ring, Lsn(1), none));
+        assert!(!is_stuck(&ring, Lsn(2), none) && !is_stuck(&ring, Lsn(0), plenty));
+    }
 
     #[test]
     fn room_is_counted_for_whatever_may_come() {

@@ -242,6 +242,10 @@ impl Node {
             if let Err(error) = &outcome
                 && error.kind() != ErrorKind::Unreachable
             {
+                if error.kind() == ErrorKind::NoSpace {
+                    // Where it has come to, and what room it has, the primary must know.
+                    let _ = self.report(epoch, &mut follower, &sender);
+                }
                 let _ = answer(&mut sender.lock(), &Upstream::Refused(error.to_string()));
             }
             outcome

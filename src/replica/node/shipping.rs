@@ -9,6 +9,7 @@ use crate::replica::decisions::{Member, NodeId};
 use crate::replica::link::{self, LinkCloser, LinkReceiver, LinkSender};
 use crate::replica::ring::Ring;
 use crate::replica::role::Input;
+use crate::replica::room::is_stuck;
 use crate::replica::stream::{Progress, Stream};
 use crate::replica::wire::{Downstream, Upstream, decode_messages};
 use crate::sync::Mutex;
@@ -161,8 +162,9 @@ impl Node {
             let before = self.now();
             if let Err(error) = self.ship_once(shipping, compare) {
                 // What was to be sent is not here any more: what the node lacks, only a comparison finds. That may have to
-                // wait until it is out of the set.
-                compare = error.kind() == ErrorKind::Changed || compare && error.kind() == ErrorKind::Busy;
+                // wait until it is out of the set. A node without room for what follows never comes to what makes some.
+                compare = matches!(error.kind(), ErrorKind::Changed | ErrorKind::NoSpace)
+                    || compare && error.kind() == ErrorKind::Busy;
                 let mut seen = shipping.figures.state.lock();
                 let told = seen.error.as_deref() == Some(error.what());
                 seen.connected = false;
@@ -380,7 +382,16 @@ impl Node {
                     }
                     Upstream::Refused(why) => {
                         self.step(Input::Failed(peer));
-                        return Err(Error::new(ErrorKind::Device, why));
+                        let prefix = stream.lock().progress() == Progress::Prefix;
+                        let (applied, writable) = {
+                            let seen = shipping.figures.state.lock();
+                            (seen.applied, seen.writable.filter(|_| prefix))
+                        };
+                        let stuck = writable.is_some_and(|it| is_stuck(&self.parts.ring, applied, it));
+                        return Err(Error::new(
+                            if stuck { ErrorKind::NoSpace } else { ErrorKind::Device },
+                            why,
+                        ));
                     }
                     Upstream::Standing(_) => {
                         return Err(Error::new(ErrorKind::Invalid, "it said twice where it stands"));
