@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use sinter::array::service::Change;
 use sinter::array::{BlockService as _, SessionTerms};
+use sinter::error::ErrorKind;
 use sinter::replica::session::{Losses, Options, PlantedFaults, Request, Session, Verdict};
 use sinter::units::{BLOCK_BYTES, ByteCount, Epoch, Lsn, RequestId, RequestNumber, SessionId, Uuid};
 
 use super::clients::{Asker, Kind, Pending, SHARED, content, offset, value_of};
 use super::histories::{Asked, Value};
+use super::node::Log;
 use super::oracle::At;
 use super::world::{Event, MILLISECOND, Time, World};
 
@@ -61,6 +63,8 @@ pub(super) struct Attached {
     told: BTreeMap<At, Option<Uuid>>,
     /// What each block holds that it alone writes.
     newest: BTreeMap<u64, Value>,
+    /// What was acknowledged, is gone, and could not be done again, because there was no room for it.
+    missing: BTreeMap<u64, Value>,
     /// Histories in which writes were acknowledged that are gone now. No FLUSH may succeed over that.
     lost: Vec<Option<Uuid>>,
     next_own: u64,
@@ -82,6 +86,7 @@ impl Attached {
             sent: BTreeSet::new(),
             told: BTreeMap::new(),
             newest: BTreeMap::new(),
+            missing: BTreeMap::new(),
             lost: Vec::new(),
             next_own: 0,
         }
@@ -281,7 +286,14 @@ impl World {
                 });
                 let first = at / BLOCK_BYTES as u64;
                 self.note_writes(node, before, first, data);
-                pending.lsn = self.tried(node, written).ok()?.0;
+                let full = written.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace);
+                let written = self.tried(node, written);
+                if full && self.nodes[node].life.is_some() {
+                    self.refuse_attached(client, number);
+                    self.committed(node);
+                    return Some(());
+                }
+                pending.lsn = written.ok()?.0;
                 pending.kind = Kind::Write { block: first };
             }
             Request::Read { offset: at, .. } => {
@@ -319,6 +331,35 @@ impl World {
                 (block, value_of(&data[from..from + BLOCK_BYTES]))
             };
             self.oracle.wrote(at, (start.0..start.0 + count).map(value).collect());
+        }
+    }
+
+    /// A node says that it has no room for what a session asks for; parts of it may be in place.
+    fn refuse_attached(&mut self, client: usize, number: RequestNumber) {
+        self.oracle.seen.no_space += 1;
+        let own = &mut self.clients.attached[client];
+        own.heard_at = self.now;
+        let Some(What::Write { first, values }) = own.requests.get(&number).cloned() else {
+            panic!("{number:?} of session {client} takes no room");
+        };
+        let blocks = (first..).zip(values);
+        match own.session.answered(number, false) {
+            Verdict::Answer => {
+                assert!(own.open.remove(&number), "{number:?} of session {client} is refused again");
+                for (block, (asked, value)) in blocks {
+                    let is_there = |log: &Log| !self.oracle.places(value, log).is_empty();
+                    if !self.nodes.iter().any(|node| is_there(&node.log.lock().unwrap())) {
+                        self.oracle.histories.withdraw(asked, block);
+                    }
+                }
+            }
+            Verdict::Silent => {
+                for (block, (_, value)) in blocks {
+                    own.missing.insert(block, value);
+                    self.oracle.histories.forget(block);
+                }
+            }
+            verdict => panic!("{number:?} of session {client} is refused: {verdict:?}"),
         }
     }
 
@@ -370,6 +411,11 @@ impl World {
             (Verdict::Lost, _) => {
                 own.open.remove(&number);
                 // The client learns of it, and another one begins.
+                for (block, value) in std::mem::take(&mut own.missing) {
+                    if own.newest.get(&block) == Some(&value) {
+                        own.newest.remove(&block);
+                    }
+                }
                 own.since = own.session.losses();
                 own.lost.retain(|history| *history == own.history);
                 self.oracle.seen.refused += 1;

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use sinter::array::{BlockService as _, NewClone, NewSnapshot, SnapshotWhich};
+use sinter::error::ErrorKind;
 use sinter::sync::seeded::mix;
 use sinter::units::{BLOCK_BYTES, BlockCount, Epoch, Lba, Lsn, RequestNumber};
 
@@ -17,6 +18,8 @@ pub(super) const SHARED: &str = "shared";
 pub(super) const BULK: &str = "bulk";
 pub(super) const SHARED_BLOCKS: u64 = 512;
 pub(super) const BULK_BLOCKS: u64 = 300;
+/// Requests that somebody has under way who waits for none of them.
+const BURST: u32 = 24;
 /// Blocks that are asked for at a time.
 const WINDOW: usize = 6;
 /// A client that has no answer for so long gives up.
@@ -178,8 +181,11 @@ impl World {
     fn ask(&mut self, client: usize, node: usize) {
         let asked = self.clients.next();
         let kind = self.numbers.below(40);
-        if kind >= 36 && !self.clients.resting {
-            return self.bulk(client, node, asked);
+        let bulk_from = if self.wider.room_is_short { 33 } else { 36 };
+        if kind >= bulk_from && !self.clients.resting {
+            // Many at once: whoever must hold them may be away for a moment, or has not said yet what it has room for.
+            let many = self.wider.room_is_short && !self.calm && self.asks_for_much(node);
+            return (0..if many { BURST } else { 1 }).for_each(|_| self.bulk(client, node, asked));
         }
         let block = self.block();
         match kind {
@@ -213,6 +219,7 @@ impl World {
 
     /// What a node needs to carry something out.
     pub(super) fn opens(&mut self, node: usize) -> Option<Epoch> {
+        self.look_for_room(node);
         let life = self.nodes[node].life.as_ref()?;
         life.gate.open.store(life.takes(), Ordering::Relaxed);
         life.assert_may_serve();
@@ -224,6 +231,11 @@ impl World {
         let life = self.nodes[node].life.as_ref().unwrap();
         let volume = life.array.open_volume(SHARED);
         let written = volume.and_then(|volume| volume.write(offset(block), &content(value)));
+        if written.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace) {
+            self.oracle.histories.withdraw(asked, block);
+            self.oracle.seen.no_space += 1;
+            self.clients.all[client].waits = None;
+        }
         let Ok(commit) = self.tried(node, written) else { return };
         self.oracle.wrote(At { epoch, lsn: commit.0 }, vec![(block, value)]);
         let kind = Kind::Write { block };
@@ -284,8 +296,11 @@ impl World {
     fn bulk(&mut self, client: usize, node: usize, asked: Asked) {
         let Some(epoch) = self.opens(node) else { return };
         let (what, name) = (self.numbers.below(24), self.clients.name());
+        // Room has been made, and is not to be filled again.
+        let what = if self.calm && self.wider.room_is_short { 6 } else { what };
         let first = self.numbers.below(BULK_BLOCKS - 24);
         let count = 1 + self.numbers.below(24);
+        let count = if self.wider.room_is_short { 24 } else { count };
         let like = self.numbers.below(40);
         let life = self.nodes[node].life.as_ref().unwrap();
         let array = &life.array;
@@ -320,7 +335,12 @@ impl World {
                 // Some of these blocks are everywhere already.
                 let bytes: Vec<u8> =
                     (0..count).flat_map(|at| content((1 << 40) + (like + at) % 50)).collect();
-                let bytes = if like < 30 { bytes } else { content((1 << 41) + name) };
+                let unlike = || (0..count).flat_map(|at| content((1 << 42) + 64 * name + at)).collect();
+                let bytes = match like {
+                    _ if self.wider.room_is_short => unlike(),
+                    0..30 => bytes,
+                    _ => content((1 << 41) + name),
+                };
                 array.open_volume(BULK).and_then(|volume| volume.write(offset(first), &bytes)).map(drop)
             }
         };

@@ -1,6 +1,6 @@
 //! What clients asked for and were answered, for each block, held against a register by an existing checker.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use todc_utils::specifications::register::{RegisterOperation, RegisterSpecification};
 use todc_utils::{Action, History, WGLChecker};
@@ -28,8 +28,9 @@ struct Block {
 #[derive(Debug, Default)]
 pub(crate) struct Histories {
     blocks: BTreeMap<u64, Block>,
-    /// Of blocks from this one on nothing is known any more.
+    /// Of blocks from this one on nothing is known any more, and of these.
     forgotten_from: Option<u64>,
+    forgotten: BTreeSet<u64>,
     pub(crate) checked: u64,
 }
 
@@ -41,7 +42,7 @@ impl Histories {
 
     /// Somebody asks for a block to be written, or to be read.
     pub(crate) fn call(&mut self, asked: Asked, block: u64, write: Option<Value>) {
-        if self.forgotten_from.is_some_and(|first| block >= first) {
+        if self.forgotten_from.is_some_and(|first| block >= first) || self.forgotten.contains(&block) {
             return;
         }
         let history = self.blocks.entry(block).or_default();
@@ -54,6 +55,19 @@ impl Histories {
     pub(crate) fn forget_from(&mut self, first: u64) {
         self.forgotten_from = Some(first);
         let _ = self.blocks.split_off(&first);
+    }
+
+    /// A block is looked at no more.
+    pub(crate) fn forget(&mut self, block: u64) {
+        self.forgotten.insert(block);
+        self.blocks.remove(&block);
+    }
+
+    /// It was refused: nothing came of it.
+    pub(crate) fn withdraw(&mut self, asked: Asked, block: u64) {
+        if let Some(history) = self.blocks.get_mut(&block) {
+            history.actions.retain(|(of, _)| *of != asked);
+        }
     }
 
     /// It is answered, with what was read.

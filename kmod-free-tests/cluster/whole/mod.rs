@@ -1,7 +1,8 @@
 //! The whole cluster in one simulation: roles, decisions, streams, bookmarks, and stores on disks that crash.
 //!
 //! `SINTER_WHOLE_HISTORIES` sets how many histories are lived through, `SINTER_WHOLE_FIRST_SEED` from which seed on, and
-//! `SINTER_WHOLE_SEED` runs one alone. `SINTER_WHOLE_FAULT` plants those faults alone whose names contain it.
+//! `SINTER_WHOLE_SEED` runs one alone. `SINTER_WHOLE_WIDER` gives all of them what otherwise a part has:
+//! `devices`, `operator`, `far` or `room`. `SINTER_WHOLE_FAULT` plants those faults alone whose names contain it.
 
 mod attached;
 mod clients;
@@ -11,6 +12,7 @@ mod histories;
 mod node;
 mod operator;
 mod oracle;
+mod room;
 mod streams;
 mod terms;
 mod trouble;
@@ -62,15 +64,27 @@ fn live_many(first: u64, histories: u64, planted: Planted) -> Result<Seen, u64> 
     }
 }
 
+/// Nothing is planted.
+fn as_it_is() -> Planted {
+    let wider = std::env::var("SINTER_WHOLE_WIDER").ok().map(|name| match name.as_str() {
+        "devices" => Kind::Devices,
+        "operator" => Kind::Operator,
+        "far" => Kind::Far,
+        "room" => Kind::Room,
+        _ => panic!("SINTER_WHOLE_WIDER is none of devices, operator, far, room: {name}"),
+    });
+    Planted { wider, ..Planted::default() }
+}
+
 #[test]
 fn p7_a_whole_cluster_keeps_what_it_promised() {
     if let Some(seed) = crate::from_environment("SINTER_WHOLE_SEED") {
-        println!("{:?}", live(seed, Planted::default()));
+        println!("{:?}", live(seed, as_it_is()));
         return;
     }
     let first = crate::from_environment("SINTER_WHOLE_FIRST_SEED").unwrap_or(1);
     let histories = crate::from_environment("SINTER_WHOLE_HISTORIES").unwrap_or(500);
-    let seen = live_many(first, histories, Planted::default()).unwrap_or_else(|seed| {
+    let seen = live_many(first, histories, as_it_is()).unwrap_or_else(|seed| {
         panic!("seed {seed} failed; replay: SINTER_WHOLE_SEED={seed} cargo test --test cluster whole_cluster_keeps")
     });
     println!("{histories} histories: {seen:?}");
@@ -82,8 +96,17 @@ fn p7_a_whole_cluster_keeps_what_it_promised() {
         .min(seen.started_without)
         .min(seen.forced)
         .min(seen.discarded)
-        .min(seen.far_reports);
+        .min(seen.far_reports)
+        .min(seen.no_space);
     assert!(histories < 500 || wider > 0, "{seen:?}");
+}
+
+/// A seed that has found something: a node was away while others filled what it had no room for, and once that was deleted
+/// it waited for ever for what would have made room.
+#[test]
+fn p7_a_node_that_was_full_comes_back_though_nobody_writes() {
+    let seen = live(19, Planted { wider: Some(Kind::Room), ..Planted::default() });
+    assert!(seen.stuck > 0, "this seed shows something else by now; another one is needed: {seen:?}");
 }
 
 #[test]
@@ -118,6 +141,14 @@ fn p7_planted_faults_of_a_whole_cluster_are_found() {
         (
             "what a far node lacks is not all sent",
             Planted { pieces_lost: true, wider: Some(Kind::Far), ..outside },
+        ),
+        (
+            "the primary looks at its own room alone",
+            Planted { members_room_ignored: true, wider: Some(Kind::Room), ..outside },
+        ),
+        (
+            "a node that was full is not compared",
+            Planted { stuck_ignored: true, wider: Some(Kind::Room), ..outside },
         ),
     ];
     // Rare here: those of roles the simulation of roles alone finds sooner.

@@ -25,8 +25,6 @@ use super::clients::Pending;
 use super::world::Time;
 use crate::pool::Pool;
 
-const SEGMENTS: u64 = 400;
-
 /// An operation as it was committed or applied somewhere: the term, and a digest of what it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
@@ -44,6 +42,8 @@ pub(super) type Log = BTreeMap<Lsn, Entry>;
 #[derive(Default)]
 pub(super) struct Gate {
     pub(super) open: AtomicBool,
+    /// Somebody who must hold what is written has no room.
+    pub(super) short: AtomicBool,
     wanted: AtomicU64,
 }
 
@@ -61,6 +61,11 @@ impl CommitGate for Gate {
     }
 
     fn done(&self) {}
+
+    fn reserve(&self, _blocks: BlockCount) -> Result<()> {
+        let full = || Error::new(ErrorKind::NoSpace, "a member has no room");
+        (!self.short.load(Ordering::Relaxed)).then_some(()).ok_or_else(full)
+    }
 
     fn acknowledged(&self, _lsn: Lsn) -> Result<()> {
         Ok(())
@@ -155,6 +160,11 @@ pub(super) struct Shipping {
     pub(super) stream: Option<Stream>,
     pub(super) asked_sync: Lsn,
     pub(super) pause: Time,
+    /// What it has said that it can take, having applied so much.
+    pub(super) writable: Option<ByteCount>,
+    pub(super) applied: Lsn,
+    /// The next stream to it compares it, wherever it stands.
+    pub(super) compare: bool,
 }
 
 /// The stream that a node follows.
@@ -166,6 +176,7 @@ pub(super) struct Following {
     pub(super) wanted: Lsn,
     /// The newest operation that has come, applied or not.
     pub(super) received: Lsn,
+    pub(super) told_room: Option<ByteCount>,
     /// Messages that have come and were not looked at.
     pub(super) waiting: VecDeque<Vec<u8>>,
 }
@@ -239,6 +250,7 @@ pub(super) struct Node {
     disk: Arc<FaultyDisk>,
     seed: u64,
     budget: ByteCount,
+    segments: u64,
     /// None before its pool was made.
     pub(super) has_pool: bool,
     pub(super) log: Arc<Mutex<Log>>,
@@ -270,13 +282,14 @@ pub(super) struct Opened {
 }
 
 impl Node {
-    pub(super) fn new(seed: u64, budget: ByteCount, record: Record, gains: i64) -> Node {
+    pub(super) fn new(seed: u64, budget: ByteCount, record: Record, gains: i64, segments: u64) -> Node {
         let plan = FaultPlan::new();
         Node {
-            disk: blank(seed, &plan),
+            disk: blank(seed, segments, &plan),
             plan,
             seed,
             budget,
+            segments,
             has_pool: false,
             log: Arc::default(),
             life: None,
@@ -295,7 +308,7 @@ impl Node {
     /// Makes a pool where there is none, and opens it; nothing where the disk stops meanwhile.
     pub(super) fn open(&mut self, identity: Option<&PoolIdentity>, out_of_order: bool) -> Option<Opened> {
         let ring = Arc::new(Ring::new(self.budget));
-        let mut pool = Pool::small(self.seed, SEGMENTS);
+        let mut pool = Pool::small(self.seed, self.segments);
         pool.device = Arc::clone(&self.disk) as Arc<dyn Device>;
         let (log, held) = (Arc::clone(&self.log), Mutex::default());
         let sink = Sink { ring: Arc::clone(&ring), log, out_of_order, held };
@@ -381,7 +394,7 @@ impl Node {
                 *self.log.lock().unwrap() = log;
             }
             None => {
-                self.disk = blank(seed, &self.plan);
+                self.disk = blank(seed, self.segments, &self.plan);
                 self.has_pool = false;
                 self.log.lock().unwrap().clear();
             }
@@ -395,6 +408,6 @@ impl Node {
     }
 }
 
-fn blank(seed: u64, plan: &Arc<FaultPlan>) -> Arc<FaultyDisk> {
-    Arc::new(FaultyDisk::new("disk", ByteCount((SEGMENTS + 2) << 16), seed, Arc::clone(plan)))
+fn blank(seed: u64, segments: u64, plan: &Arc<FaultPlan>) -> Arc<FaultyDisk> {
+    Arc::new(FaultyDisk::new("disk", ByteCount((segments + 2) << 16), seed, Arc::clone(plan)))
 }

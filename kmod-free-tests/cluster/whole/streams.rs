@@ -3,14 +3,15 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use sinter::error::ErrorKind;
 use sinter::replica::decisions::{Member, Position};
 use sinter::replica::follower::Follower;
 use sinter::replica::role::Input;
 use sinter::replica::stream::{Progress, Stream};
 use sinter::replica::wire::{Downstream, ItemNumber, Standing, Upstream};
-use sinter::units::{Epoch, Lsn};
+use sinter::units::{ByteCount, Epoch, Lsn};
 
-use super::node::Following;
+use super::node::{Following, Shipping};
 use super::world::{Event, MILLISECOND, SECOND, Time, World};
 
 /// Messages that a primary has on their way to a node, at most.
@@ -92,6 +93,7 @@ impl World {
         if let Some((peer, shipping)) = lost {
             let peer = *peer;
             (shipping.link, shipping.stream, shipping.asked_sync) = (None, None, Lsn(0));
+            (shipping.writable, shipping.applied) = (None, Lsn(0));
             self.connect_later(node, peer);
         }
     }
@@ -135,8 +137,15 @@ impl World {
         let follower = Follower::new(Arc::clone(&life.store), Arc::clone(&life.ring), own);
         let standing = follower.standing().map(|standing| standing.encode());
         let (wanted, received) = (Lsn(0), Lsn(0));
-        life.following =
-            Some(Following { link, epoch, follower, wanted, received, waiting: VecDeque::new() });
+        life.following = Some(Following {
+            link,
+            epoch,
+            follower,
+            wanted,
+            received,
+            told_room: None,
+            waiting: VecDeque::new(),
+        });
         if let Ok(standing) = self.tried(to, standing) {
             self.send_up(link, standing);
         }
@@ -229,10 +238,11 @@ impl World {
         let Some(shipping) = life.shipping.get_mut(&peer).filter(|it| it.link == Some(link)) else { return };
         match Upstream::decode(&body).unwrap() {
             Upstream::Standing(standing) => self.opened(node, peer, standing),
-            Upstream::Applied { items, applied, durable, .. } => {
+            Upstream::Applied { items, applied, durable, writable_bytes } => {
                 let Some(stream) = shipping.stream.as_mut() else { return };
                 stream.applied(items, applied);
                 let by = stream.peer();
+                self.note_room(node, peer, applied, ByteCount(writable_bytes));
                 if applied > Lsn(0) {
                     self.tell(node, Input::Applied { by, epoch, applied, durable });
                 }
@@ -261,8 +271,9 @@ impl World {
             let (epoch, last) = life.store.position();
             standing.position = Position { epoch, lsn: standing.position.lsn.min(last) };
         }
-        let stream = Stream::open(&life.array, &life.store, &life.ring, &life.epochs, &standing);
-        let link = life.shipping[&peer].link;
+        let Shipping { link, compare, .. } = life.shipping[&peer];
+        let open = if compare { Stream::open_anew } else { Stream::open };
+        let stream = open(&life.array, &life.store, &life.ring, &life.epochs, &standing);
         if stream.as_ref().is_err_and(|error| error.what().contains("split brain")) {
             self.operator.split.insert(peer);
         }
@@ -289,7 +300,8 @@ impl World {
                     }
                 }
                 let life = self.nodes[node].life.as_mut().unwrap();
-                life.shipping.get_mut(&peer).unwrap().stream = Some(stream);
+                let shipping = life.shipping.get_mut(&peer).unwrap();
+                (shipping.stream, shipping.compare) = (Some(stream), false);
                 self.pump(node, peer);
             }
             Err(()) => link.into_iter().for_each(|link| self.lose_link(link, node)),
@@ -375,6 +387,15 @@ impl World {
             return self.end_following(node);
         }
         let outcome = outcome.and_then(|()| following.follower.work());
+        let full = outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::NoSpace);
+        if full && following.follower.is_prefix() {
+            // Before that, whoever writes is told that there is no space.
+            let member = self.nodes[node].member(node).unwrap();
+            assert!(!self.consensus.record.names(member), "node {node} is in sync, and has no room");
+            let store = &self.nodes[node].life.as_ref().unwrap().store;
+            let room = Some((store.position().1, store.writable_bytes()));
+            return self.refuse_for(node, link, room);
+        }
         if following.follower.is_prefix() {
             life.compared = false;
         }
@@ -396,12 +417,16 @@ impl World {
 
     /// A node says that it does not go on with the stream that it follows, and ends it.
     pub(super) fn refuse(&mut self, node: usize, link: u64) {
+        self.refuse_for(node, link, None);
+    }
+
+    fn refuse_for(&mut self, node: usize, link: u64, room: Option<(Lsn, ByteCount)>) {
         if let (Some(by), Some(open)) = (self.nodes[node].member(node), self.links.get(&link)) {
             let (to, life) = open.from;
             let delay = self.delay(node, to);
             let lost = !self.calm && self.numbers.chance(1, 10);
             if !lost {
-                self.after(delay, Event::Refused { node: to, life, by });
+                self.after(delay, Event::Refused { node: to, life, by, room });
             }
         }
         self.end_following(node);
@@ -411,9 +436,12 @@ impl World {
     pub(super) fn report(&mut self, node: usize, link: u64) {
         let life = self.nodes[node].life.as_mut().unwrap();
         let Some(following) = life.following.as_mut().filter(|it| it.link == link) else { return };
-        if !following.follower.has_news() {
+        let room = life.store.writable_bytes();
+        let room_is_news = self.wider.room_is_short && following.told_room != Some(room);
+        if !following.follower.has_news() && !room_is_news {
             return;
         }
+        following.told_room = Some(room);
         let report = following.follower.report();
         let (epoch, position) = (following.epoch, following.follower.position());
         let Ok(report) = self.tried(node, report) else { return self.refuse(node, link) };
@@ -449,7 +477,8 @@ impl World {
         following.follower.note_durable(wanted);
         if life.role.accepts(epoch) {
             let (applied, durable) = (wanted, wanted);
-            let told = Upstream::Applied { items: ItemNumber(0), applied, durable, writable_bytes: 0 };
+            let writable_bytes = life.store.writable_bytes().0;
+            let told = Upstream::Applied { items: ItemNumber(0), applied, durable, writable_bytes };
             self.send_up(link, told.encode());
         } else {
             self.end_following(node);

@@ -263,6 +263,7 @@ impl World {
     pub(super) fn tick(&mut self, node: usize) {
         let (background, sync, checkpoint) =
             (self.numbers.chance(1, 6), self.numbers.chance(1, 30), self.numbers.chance(1, 150));
+        let background = background || self.calm && self.wider.room_is_short;
         let Some(life) = self.nodes[node].life.as_mut() else { return };
         let (store, last) = (Arc::clone(&life.store), life.store.last_lsn());
         let mut outcome = store.write_out(last);
@@ -283,6 +284,11 @@ impl World {
         }
         self.tell(node, Input::Tick);
         self.go_on_without_device(node);
+        let life = self.nodes[node].life.as_ref();
+        let told = life.and_then(|life| Some((life.number, life.following.as_ref()?.link)));
+        if let Some((life, link)) = told.filter(|_| self.wider.room_is_short) {
+            self.after(0, Event::Report { node, life, link });
+        }
         self.keep_bookmarks(node);
         self.pump_all(node);
         self.serve(node);
@@ -290,11 +296,11 @@ impl World {
 
     fn keep_bookmarks(&mut self, node: usize) {
         let now = self.clock(node);
-        let count = self.near().len();
+        let (count, near_full) = (self.near().len(), self.is_near_full(node));
         let Some(life) = self.nodes[node].life.as_mut().filter(|life| life.takes()) else { return };
         let (array, store) = (Arc::clone(&life.array), Arc::clone(&life.store));
         match life.bookmark {
-            None if life.role.record().set.len() == count && now >= life.bookmark_due => {
+            None if life.role.record().set.len() == count && now >= life.bookmark_due && !near_full => {
                 life.bookmark_due = now + BOOKMARK_EVERY;
                 let mut bytes = [0; 16];
                 self.numbers.fill(&mut bytes);

@@ -9,13 +9,15 @@ pub(crate) enum Kind {
     Devices,
     /// Machines do not return, and the operator goes on without them.
     Operator,
+    /// Pools are of several sizes, and some too small.
+    Room,
     /// One node is far away, and never in the set.
     Far,
 }
 
 /// All of them.
-const KINDS: [Kind; 3] = [Kind::Devices, Kind::Operator, Kind::Far];
-/// One history in so many has one of them, for each.
+const KINDS: [Kind; 4] = [Kind::Devices, Kind::Operator, Kind::Far, Kind::Room];
+/// One history in so many has one of them, for each; of small pools half of that.
 const ONE_IN: u64 = 9;
 
 /// What one history has of it.
@@ -24,6 +26,7 @@ pub(crate) struct Wider {
     pub(super) devices_fail: bool,
     pub(super) machines_are_lost: bool,
     pub(super) one_is_far: bool,
+    pub(super) room_is_short: bool,
 }
 
 impl Wider {
@@ -38,10 +41,9 @@ impl Wider {
             let also = numbers.chance(1, 3) && several && drawn < KINDS.len();
             chosen || also || wanted == Some(kind)
         };
-        Wider {
-            devices_fail: has(Kind::Devices),
-            machines_are_lost: has(Kind::Operator),
-            one_is_far: has(Kind::Far),
-        }
+        let [devices_fail, machines_are_lost, one_is_far, room] = KINDS.map(&mut has);
+        // Those take three times as long as others.
+        let room_is_short = room && (numbers.chance(1, 2) || wanted == Some(Kind::Room));
+        Wider { devices_fail, machines_are_lost, one_is_far, room_is_short }
     }
 }

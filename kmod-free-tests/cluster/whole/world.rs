@@ -30,6 +30,9 @@ pub(super) const SECOND: Time = 1000 * MILLISECOND;
 /// All of them vote; where only two keep data, the third is a witness.
 const VOTERS: usize = 3;
 const CLIENTS: usize = 4;
+/// Segments of a pool, and of those that may be too small.
+const SEGMENTS: u64 = 400;
+const SMALL_SEGMENTS: [u64; 4] = [112, 120, 130, SEGMENTS];
 
 /// Faults that are planted, to show that they are found.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,6 +62,10 @@ pub(crate) struct Planted {
     pub(crate) forced_while_compared: bool,
     /// Parts of a comparison do not get to a far node: it is sent zeros.
     pub(crate) pieces_lost: bool,
+    /// Members without room are not looked for before something is committed.
+    pub(crate) members_room_ignored: bool,
+    /// A node that has no room for what follows is not compared, whatever has been deleted since.
+    pub(crate) stuck_ignored: bool,
     /// What every history has, because the fault can be seen in no other.
     pub(crate) wider: Option<Kind>,
 }
@@ -98,6 +105,8 @@ pub(super) enum Event {
         node: usize,
         life: u64,
         by: Member,
+        /// Where it lacks room: what it has applied, and what it can take.
+        room: Option<(Lsn, ByteCount)>,
     },
     /// A term begins or ends.
     Change {
@@ -200,13 +209,18 @@ impl World {
         // Beside it there are two others.
         let data_nodes = if wider.one_is_far { 3 } else { data_nodes };
         // A small ring is soon too short.
-        let budget = ByteCount([60_000, 400_000, 4_000_000][numbers.index(3)]);
+        let rings =
+            if wider.room_is_short { [400_000, 4_000_000, 64_000_000] } else { [60_000, 400_000, 4_000_000] };
+        let budget = ByteCount(rings[numbers.index(3)]);
         let first = Member { node: NodeId(0), incarnation: Incarnation(1) };
         let record = Record { epoch: Epoch { generation: 1, number: 1 }, ..Record::of(first) };
         let mut nodes: Vec<Node> = (0..data_nodes)
             .map(|_| {
                 let gains = i64::try_from(numbers.below(201)).unwrap() - 100;
-                Node::new(numbers.number() >> 1, budget, record.clone(), gains)
+                let seed = numbers.number() >> 1;
+                let sizes: &[u64] = if wider.room_is_short { &SMALL_SEGMENTS } else { &[SEGMENTS] };
+                let segments = sizes[usize::try_from(seed % 4).unwrap() % sizes.len()];
+                Node::new(seed, budget, record.clone(), gains, segments)
             })
             .collect();
         let (identity, shared) = make_pool(&mut nodes[0]);
@@ -332,7 +346,12 @@ impl World {
             }
             Event::Start { node } => self.start(node),
             Event::Restart { node, .. } => self.restart(node),
-            Event::Refused { node, by, .. } => self.tell(node, Input::Failed(by)),
+            Event::Refused { node, by, room, .. } => {
+                if let Some((applied, writable)) = room {
+                    self.note_stuck(node, index(by.node), applied, writable);
+                }
+                self.tell(node, Input::Failed(by));
+            }
             Event::Change { node, .. } => self.change(node),
             Event::Connect { node, peer, .. } => self.connect(node, peer),
             Event::Open { link, .. } => self.open(link),
