@@ -33,6 +33,7 @@ fn follow(scratch: &Scratch, manager: &UnixDatagram, name: &str) {
         &[("NOTIFY_SOCKET", name)],
     );
     assert_eq!(next(manager), "STATUS=opening the pool");
+    assert_eq!(next(manager), "STATUS=filling the fingerprint index");
     assert_eq!(next(manager), "READY=1\nSTATUS=serving array sinter, 1 volumes");
     drop(raw::connect(&daemon.socket(), "disk"));
     assert!(daemon.terminate().success());
