@@ -18,7 +18,7 @@ use super::reduce::{PackedBlock, pack};
 /// Fewest blocks of which some are offered, and the least that packing one takes, in nanoseconds: below, waking
 /// somebody costs more than it saves.
 const SHARED_MIN: usize = 4;
-const WORTHWHILE_NANOSECONDS: u64 = 3000;
+const WORTHWHILE_NANOSECONDS: u64 = 4500;
 /// Longest time for a block that is believed: a thread that was not running takes any.
 const BELIEVED_NANOSECONDS: u64 = 20_000;
 /// Most blocks that are copied for helpers at once.
