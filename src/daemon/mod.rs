@@ -198,10 +198,11 @@ pub fn serve(options: ServeOptions, announce: impl FnOnce(&Serving)) -> Outcome 
         wish.pool.as_ref().map(|pool| &pool.identity),
         wish.anew,
     )?;
-    manager.tell(State::Starting("filling the fingerprint index"));
-    background::fill_index(&store, &*environment.clock);
     if wish.pool.is_none() {
         cluster::check_stands_alone(&store, &cluster_options, forget_cluster, &environment)?;
+        // A node of a cluster does not wait: the others wait for it.
+        manager.tell(State::Starting("filling the fingerprint index"));
+        background::fill_index(&store, &*environment.clock);
     } else if forget_cluster {
         return Err(Failure::new(ErrorKind::Busy, "this node is in a cluster")
             .hint("started without --forget-cluster, it can be asked by `sinter cluster forget`"));
