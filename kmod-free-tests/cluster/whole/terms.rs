@@ -152,7 +152,12 @@ impl World {
         // (6)
         assert!(!life.compared && !life.store.syncing(), "a node that is being compared begins {epoch:?}");
         let log = self.nodes[node].log.lock().unwrap().clone();
-        let loss = self.losses.get(&epoch).copied().unwrap_or_default();
+        // What a term was allowed to lose that never began, the next one that does begin without.
+        let before = self.oracle.newest.map(|(newest, _)| newest);
+        let since = |decided: &Epoch| *decided <= epoch && before.is_none_or(|before| *decided > before);
+        let losses = self.losses.iter().filter(|(decided, _)| since(decided));
+        let loss = losses.map(|(_, loss)| *loss).max().unwrap_or_default();
+        let is_risked = self.risked.iter().any(since);
         let gone = self.oracle.begins(epoch, node, &log, loss);
         if let Some(gone) = &gone {
             self.compare_with_log(node);
@@ -181,7 +186,7 @@ impl World {
         };
         if self.oracle.newest == Some((epoch, node)) {
             let terms = self.nodes[node].life.as_ref().unwrap().array.session_terms(SessionId(0));
-            let told = self.risked.contains(&epoch) || loss == Loss::Anything;
+            let told = is_risked || loss == Loss::Anything;
             self.oracle.serves_in(terms.history, loss, told);
         }
         let (now, peers) = (self.clock(node), self.nodes.len());
