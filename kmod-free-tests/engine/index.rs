@@ -1,7 +1,7 @@
 //! The fingerprint index after an opening.
 
 use sinter::store::Store;
-use sinter::units::{BlockCount, ByteCount, Lba};
+use sinter::units::{BlockCount, ByteCount, Lba, ObjectNumber};
 
 use crate::pool::Pool;
 use crate::{assert_sound, blocks, read};
@@ -17,17 +17,21 @@ fn settle(store: &Store) -> u64 {
     steps
 }
 
-/// What was stored before a restart is found again.
-#[test]
-fn the_index_comes_back_after_a_restart() {
-    let pool = Pool::new(1);
+/// A pool of which a checkpoint holds `BLOCKS` blocks, their volume with room for as many again, and what they hold.
+fn pool_of_blocks(seed: u64) -> (Pool, ObjectNumber, Vec<u8>) {
+    let pool = Pool::new(seed);
     let store = pool.create();
     let (object, _) = store.create_object(BlockCount(2 * BLOCKS), &[]).unwrap();
     let data = blocks(1..BLOCKS + 1);
     assert_eq!(u64::from(store.write(object, Lba(0), &data).unwrap().new_blocks), BLOCKS);
     store.checkpoint().unwrap();
-    drop(store);
+    (pool, object, data)
+}
 
+/// What was stored before a restart is found again.
+#[test]
+fn the_index_comes_back_after_a_restart() {
+    let (pool, object, data) = pool_of_blocks(1);
     let store = pool.open();
     let before = store.statistics();
     assert_eq!(before.index_pages_left, BLOCKS.div_ceil(128), "nothing had to be replayed");
@@ -47,14 +51,7 @@ fn the_index_comes_back_after_a_restart() {
 /// Several threads fill it together: none leaves out what it takes another to have looked at.
 #[test]
 fn the_index_is_filled_by_several_threads_together() {
-    let pool = Pool::new(3);
-    let store = pool.create();
-    let (object, _) = store.create_object(BlockCount(2 * BLOCKS), &[]).unwrap();
-    let data = blocks(1..BLOCKS + 1);
-    store.write(object, Lba(0), &data).unwrap();
-    store.checkpoint().unwrap();
-    drop(store);
-
+    let (pool, object, data) = pool_of_blocks(3);
     let store = pool.open();
     std::thread::scope(|scope| {
         for _ in 0..3 {
@@ -68,14 +65,7 @@ fn the_index_is_filled_by_several_threads_together() {
 /// What is written while the index is filled keeps its place, and the table may change meanwhile.
 #[test]
 fn the_index_is_filled_while_the_table_changes() {
-    let pool = Pool::new(2);
-    let store = pool.create();
-    let (object, _) = store.create_object(BlockCount(2 * BLOCKS), &[]).unwrap();
-    let data = blocks(1..BLOCKS + 1);
-    store.write(object, Lba(0), &data).unwrap();
-    store.checkpoint().unwrap();
-    drop(store);
-
+    let (pool, object, data) = pool_of_blocks(2);
     let store = pool.open();
     let half = BLOCKS / 2;
     // The newest half goes, and the pages that name it change in memory and on the device.
